@@ -1,0 +1,64 @@
+"""shardstore: transcript storage for agent gateways. Sharded, append-only, lock-free for writers.
+
+    >>> import shardstore
+    >>> store = shardstore.open("transcripts")
+    >>> session = store.session("telegram:42")
+    >>> session.append({"role": "user", "content": "hello"}).seq
+    1
+
+What is stored and why it is safe stands in FORMAT.md beside this file.
+"""
+
+from shardstore.aio import AsyncSession
+from shardstore.compact import CompactReport
+from shardstore.describe import Description, Overlap, Tally
+from shardstore.errors import (
+    Conflict,
+    Corrupt,
+    Deleted,
+    InvalidRequest,
+    NotFound,
+    OutcomeUnknown,
+    ShardstoreError,
+    Unavailable,
+    UnsupportedFormat,
+)
+from shardstore.follow import Follower
+from shardstore.manifest import Durability
+from shardstore.record import Kind, NewRecord, Receipt, Record, split_lines
+from shardstore.session import Session, SessionInfo
+from shardstore.store import Store
+from shardstore.store import open_store as open  # noqa: A004
+from shardstore.verify import Finding
+
+__all__ = [
+    "AsyncSession",
+    "CompactReport",
+    "Conflict",
+    "Corrupt",
+    "Deleted",
+    "Description",
+    "Durability",
+    "Finding",
+    "Follower",
+    "InvalidRequest",
+    "Kind",
+    "NewRecord",
+    "NotFound",
+    "OutcomeUnknown",
+    "Overlap",
+    "Receipt",
+    "Record",
+    "Session",
+    "SessionInfo",
+    "ShardstoreError",
+    "Store",
+    "Tally",
+    "Unavailable",
+    "UnsupportedFormat",
+    "__version__",
+    "open",
+    "split_lines",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Backends: where the objects of a store lie."""

@@ -1,0 +1,46 @@
+"""Group commit: many threads that made a name in one folder share one flush of it.
+
+Rule: a flush covers only the links that returned before it started, and its failure is the failure of all of them.
+Strategy: each caller takes a ticket and queues for the flush; whoever gets through first flushes for every ticket
+drawn so far, and the others find theirs covered. A lone caller pays two uncontended locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shardstore.forksafe import ForkSafeLock
+
+__all__ = ["GroupSync"]
+
+
+class GroupSync:
+    """Shares calls of `flush` between threads."""
+
+    def __init__(self, flush: Callable[[], None]) -> None:
+        self._flush = flush
+        self._queue = ForkSafeLock()
+        self._count = ForkSafeLock()
+        self._drawn = 0
+        self._covered = 0
+        self._failures: list[tuple[int, int, OSError]] = []
+
+    def sync(self) -> None:
+        """Return once a flush that started after this call has ended; raise its OSError if it failed."""
+        with self._count:
+            self._drawn += 1
+            ticket = self._drawn
+        with self._queue:
+            if self._covered < ticket:
+                self._run()
+        for low, high, error in self._failures:
+            if low < ticket <= high:
+                raise OSError(error.errno, error.strerror)
+
+    def _run(self) -> None:
+        low, high = self._covered, self._drawn
+        try:
+            self._flush()
+        except OSError as error:
+            self._failures.append((low, high, error))
+        self._covered = high

@@ -1,0 +1,82 @@
+"""What the local backend holds open: folders, objects it has seen, files that have no name yet.
+
+Rule: each closes its descriptor when its last user lets go of it, so that evicting one from a cache never pulls it
+from under a call that is running in another thread.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+
+from shardstore.backends import syscalls
+from shardstore.backends.base import Seen
+from shardstore.backends.groupsync import GroupSync
+from shardstore.layout import TEMP_PREFIX
+
+__all__ = ["Folder", "Held", "Temp"]
+
+
+class Held:
+    """A descriptor that keeps an object's inode from being reused, and the object's bytes."""
+
+    __slots__ = ("dev", "fd", "ino", "seen")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        status = os.fstat(fd)
+        self.dev, self.ino = status.st_dev, status.st_ino
+        self.seen = Seen(syscalls.read_range(fd, 0, None))
+
+    def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
+        close(self.fd)
+
+
+class Folder:
+    """A held folder: its descriptor, the flush its threads share, what was last seen in it, the hint's descriptor."""
+
+    __slots__ = ("fd", "group", "held", "hint_fd", "settled")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.group = GroupSync(lambda: syscalls.flush_folder(fd))
+        self.held: dict[str, Held] = {}
+        self.hint_fd = -1
+        self.settled = False
+
+    def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
+        close(self.fd)
+        if self.hint_fd >= 0:
+            close(self.hint_fd)
+
+
+class Temp:
+    """A complete file that has no final name yet; `name` is empty where the file has no name at all."""
+
+    __slots__ = ("fd", "folder", "name")
+
+    def __init__(self, folder: Folder, *, unnamed: bool) -> None:
+        self.folder = folder
+        self.name = "" if unnamed else f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        self.fd = syscalls.open_unnamed(folder.fd) if unnamed else syscalls.open_named(self.name, folder.fd)
+
+    def link(self, name: str) -> bool:
+        """Give the file its final name; False if that is taken."""
+        try:
+            if self.name:
+                syscalls.link_named(self.name, name, self.folder.fd)
+            else:
+                syscalls.link_unnamed(self.fd, name, self.folder.fd)
+        except FileExistsError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go of the descriptor and of the temporary name."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+        if self.name:
+            with suppress(FileNotFoundError):
+                os.unlink(self.name, dir_fd=self.folder.fd)

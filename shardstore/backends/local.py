@@ -1,0 +1,363 @@
+"""The local backend: files in folders, on a filesystem that is this machine's own.
+
+Rule: a name appears only once its bytes are all there (and, with `sync`, on the disk), by link(2), which never
+replaces anything. The strict order is fdatasync of the temporary file, link, fsync of the folder; nothing weaker came
+through every crash image on ext4 with fast_commit and on btrfs.
+Strategy: everything goes relative to held folder descriptors, of which a bounded number is kept; a descriptor closes
+when its last user lets go, so evicting one never pulls it from under a running call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from shardstore.backends import locks, syscalls
+from shardstore.backends.base import Draft, Seen
+from shardstore.backends.filesystems import refuse_remote
+from shardstore.backends.handles import Folder, Held, Temp
+from shardstore.errors import Corrupt, InvalidRequest, NotFound, OutcomeUnknown, Unavailable, describe
+from shardstore.forksafe import ForkSafeLock
+from shardstore.layout import SESSIONS, TEMP_PREFIX
+
+__all__ = ["LocalBackend", "make_root"]
+
+FOLDERS_MAX = 128  # held folders, at most three descriptors each
+TEMP_AGE_S = 3600.0  # an older temporary file belongs to nobody who is alive
+LOCK_WAIT_S = 10.0  # how long `replace` waits for a compactor
+_HINT = struct.Struct("<Q")
+_HINT_NAME = "head"
+_opening = ForkSafeLock()
+_TWO_FLUSHES = ("btrfs",)  # there fsync of the folder does not log the data of a file that was nameless when synced
+
+
+@contextmanager
+def _translated(action: str, key: str) -> Iterator[None]:
+    """Turn what the system refuses into Unavailable."""
+    try:
+        yield
+    except OSError as error:
+        raise _unavailable(error, action, key) from error
+
+
+def _unavailable(error: OSError, action: str, key: str) -> Exception:
+    if error.errno in (errno.ELOOP, errno.ENOTDIR):
+        return Corrupt(describe("a symlink or a file lies where the store has a folder or file of its own", key=key))
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return Unavailable(describe(f"cannot {action}: {reason.lower()}", key=key), errno=error.errno)
+
+
+class LocalBackend:
+    """A store in the folder `root`; see `Backend` for what each verb guarantees."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.realpath(root)
+        with _translated("open the store", self.root):
+            self._two_flushes = refuse_remote(self.root) in _TWO_FLUSHES
+            self._root = Folder(syscalls.open_folder(self.root, None))
+            self._unnamed = syscalls.supports_unnamed(self._root.fd)
+        self._folders: dict[str, Folder] = {}
+        self._locked: dict[tuple[str, int], int] = {}
+
+    def close(self) -> None:
+        """Let go of every held folder; the backend opens them again if it is used again."""
+        self._folders.clear()
+
+    # -------------------------------------------------------------- folders
+
+    def _folder(self, prefix: str) -> Folder:
+        """Return the held folder; raises FileNotFoundError if there is none."""
+        if not prefix:
+            return self._root
+        folder = self._folders.get(prefix)
+        return folder if folder is not None else self._hold(prefix)
+
+    def _hold(self, prefix: str) -> Folder:
+        parent, _, name = prefix.rpartition("/")
+        folder = Folder(syscalls.open_folder(name, self._folder(parent).fd))
+        while len(self._folders) >= FOLDERS_MAX:
+            with suppress(StopIteration, RuntimeError):  # another thread was quicker
+                self._folders.pop(next(iter(self._folders)), None)
+        return self._folders.setdefault(prefix, folder)
+
+    def _make(self, prefix: str) -> Folder:
+        """Return the held folder, made if need be, together with those above it."""
+        try:
+            return self._folder(prefix)
+        except FileNotFoundError:
+            parent, _, name = prefix.rpartition("/")
+            above = self._make(parent)
+            syscalls.make_folder(name, above.fd)
+            if prefix == SESSIONS:
+                syscalls.spread_children(self._folder(prefix).fd)
+            return self._folder(prefix)
+
+    def _forget(self, prefix: str) -> None:
+        """Drop held folders at and below `prefix`: one of them was removed or its flush failed."""
+        for known in [known for known in list(self._folders) if (known + "/").startswith(prefix + "/")]:
+            self._folders.pop(known, None)
+
+    # -------------------------------------------------------------- verbs
+
+    def create(self, key: str, draft: Draft, *, sync: bool) -> bool:
+        """See Backend."""
+        prefix, _, name = key.rpartition("/")
+        try:
+            staged = draft.staged
+            if staged is None:
+                staged = draft.staged = self._stage(self._make(prefix), draft, sync)
+            assert isinstance(staged, Temp)
+            if not staged.link(name):
+                return False
+        except OSError as error:
+            draft.close()
+            if error.errno == errno.ENOENT:
+                self._folders.clear()  # some folder was removed, and may have been made again
+            raise _unavailable(error, "create", key) from error
+        self._commit(prefix, key, staged, draft, sync)
+        return True
+
+    def _commit(self, prefix: str, key: str, staged: Temp, draft: Draft, sync: bool) -> None:
+        """Make a new name durable; from here on the object may be visible to anybody."""
+        folder = staged.folder
+        if draft.visible is not None:
+            draft.visible()
+        try:
+            if self._two_flushes and sync:
+                os.fsync(staged.fd)
+            draft.close()
+            if not sync:
+                return
+            folder.group.sync()
+            if not folder.settled:
+                self._sync_above(prefix)
+                folder.settled = True
+        except OSError as error:
+            self._forget(prefix)  # a descriptor whose flush failed is never flushed again
+            raise OutcomeUnknown(
+                describe("the object is visible, but could not be made durable", key=key, reason=str(error))
+            ) from error
+
+    def _stage(self, folder: Folder, draft: Draft, sync: bool) -> Temp:
+        temp = Temp(folder, unnamed=self._unnamed)
+        try:
+            if type(draft.parts) is tuple:
+                syscalls.write_parts(temp.fd, draft.parts)
+            else:
+                for part in draft.parts:
+                    syscalls.write_all(temp.fd, part)
+            if sync:
+                syscalls.flush_data(temp.fd)
+        except BaseException:
+            temp.close()
+            raise
+        return temp
+
+    def _sync_above(self, prefix: str) -> None:
+        """Flush every folder above `prefix`, up to the filesystem's root, whoever made them."""
+        path = os.path.join(self.root, prefix)
+        while (above := os.path.dirname(path)) != path:
+            path = above
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except PermissionError:
+                return  # a folder that this user can't even open was not made for this store
+            try:
+                syscalls.flush_folder(fd)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EROFS):  # nothing there that could be unsynced
+                    raise
+            finally:
+                os.close(fd)
+
+    def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes | None:
+        """See Backend. A read of zero bytes is a probe: it opens nothing."""
+        prefix, _, name = key.rpartition("/")
+        try:
+            folder = self._folder(prefix)
+            if length == 0:
+                os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+                return b""
+            fd = syscalls.open_regular(name, folder.fd)
+            try:
+                return syscalls.read_range(fd, start, length)
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unavailable(error, "read", key) from error
+
+    def look(self, key: str, seen: Seen | None) -> Seen | None:  # noqa: ARG002
+        """See Backend. Unchanged costs one stat: the held descriptor keeps the inode number from being reused."""
+        prefix, _, name = key.rpartition("/")
+        folder = self._folders.get(prefix)
+        if folder is not None:
+            try:
+                status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+                held = folder.held.get(name)
+                if held is not None and held.ino == status.st_ino and held.dev == status.st_dev:
+                    return held.seen
+            except FileNotFoundError:
+                self._forget(prefix)  # the folder may have been removed and made again under this path
+            except OSError as error:
+                raise _unavailable(error, "look at", key) from error
+        return self._look_anew(prefix, name, key)
+
+    def _look_anew(self, prefix: str, name: str, key: str) -> Seen | None:
+        try:
+            folder = self._folder(prefix)
+            fd = syscalls.open_regular(name, folder.fd)
+            held = Held(fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unavailable(error, "look at", key) from error
+        folder.held[name] = held
+        return held.seen
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
+        """See Backend. Uses a descriptor of its own: listings on one description would share their position."""
+        try:
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder(prefix).fd)
+            try:
+                names = os.listdir(fd)
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            return iter(())
+        except OSError as error:
+            raise _unavailable(error, "list", prefix) from error
+        return (name for name in names if name > after) if after else iter(names)
+
+    def delete(self, key: str) -> None:
+        """See Backend."""
+        prefix, _, name = key.rpartition("/")
+        with _translated("delete", key), suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._folder(prefix).fd)
+
+    def replace(self, key: str, data: bytes, expected: Seen) -> bool:
+        """See Backend. Compare and rename happen under the folder's lock, which is what makes them one step."""
+        prefix, _, name = key.rpartition("/")
+        with self.exclusive(prefix, wait_s=LOCK_WAIT_S) as held:
+            if not held:
+                raise Unavailable(
+                    describe("a compactor has held this session for too long; is one stopped?", key=key),
+                    errno=errno.EAGAIN,
+                )
+            current = self.look(key, None)
+            if current is None or current.data != expected.data:
+                return False
+            with _translated("replace", key):
+                folder = self._folder(prefix)
+                temp = Temp(folder, unnamed=False)
+                try:
+                    syscalls.write_all(temp.fd, data)
+                    syscalls.flush_data(temp.fd)
+                    os.rename(temp.name, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+                    temp.name = ""
+                finally:
+                    temp.close()
+            try:
+                folder.group.sync()
+            except OSError as error:
+                self._forget(prefix)
+                raise OutcomeUnknown(
+                    describe("the manifest was replaced, but perhaps not durably", key=key, reason=str(error))
+                ) from error
+        return True
+
+    # -------------------------------------------------------------- services
+
+    @contextmanager
+    def exclusive(self, prefix: str, *, wait_s: float = 0.0) -> Iterator[bool]:
+        """See Backend. Taken again by the thread that has it, it is simply had."""
+        owner = (prefix, threading.get_ident())
+        if self._locked.get(owner) == os.getpid():
+            yield True
+            return
+        try:
+            folder = self._folder(prefix)
+        except FileNotFoundError:
+            raise NotFound(describe("no such session", key=prefix)) from None
+        except OSError as error:
+            raise _unavailable(error, "lock", prefix) from error
+        with locks.hold(folder.fd, wait_s) as held:
+            if held:
+                self._locked[owner] = os.getpid()
+            try:
+                yield held
+            finally:
+                self._locked.pop(owner, None)
+
+    def settle(self, prefix: str) -> None:
+        """See Backend."""
+        try:
+            folder = self._folder(prefix)
+            folder.group.sync()
+            if not folder.settled:
+                self._sync_above(prefix)
+                folder.settled = True
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._forget(prefix)
+            raise _unavailable(error, "sync", prefix) from error
+
+    def hint(self, prefix: str) -> int:
+        """See Backend."""
+        try:
+            raw = os.pread(fd, _HINT.size, 0) if (fd := self._hint_fd(prefix, 0)) >= 0 else b""
+        except OSError:
+            return 0
+        return int(_HINT.unpack(raw)[0]) if len(raw) == _HINT.size else 0
+
+    def advise(self, prefix: str, seq: int) -> None:
+        """See Backend. Nothing depends on it, so a full disk is no reason to fail an append that is committed."""
+        if (fd := self._hint_fd(prefix, os.O_CREAT)) >= 0:
+            with suppress(OSError):
+                os.pwrite(fd, _HINT.pack(seq), 0)
+
+    def _hint_fd(self, prefix: str, create: int) -> int:
+        try:
+            folder = self._folder(prefix)
+            if folder.hint_fd < 0:
+                flags = os.O_RDWR | create | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+                with _opening:
+                    if folder.hint_fd < 0:
+                        folder.hint_fd = os.open(_HINT_NAME, flags, 0o600, dir_fd=folder.fd)
+        except OSError:
+            return -1
+        return folder.hint_fd
+
+    def watch_paths(self, prefix: str) -> tuple[str, ...]:
+        """See Backend."""
+        folders = [os.path.join(self.root, prefix), os.path.join(self.root, prefix, "shards")]
+        return tuple(folder for folder in folders if os.path.isdir(folder))
+
+    def sweep_temps(self, prefix: str) -> int:
+        """See Backend. Judged by age alone, so that no running creation of another process loses its file."""
+        swept = 0
+        for name in self.list(prefix):
+            if name.startswith(TEMP_PREFIX):
+                with _translated("sweep", f"{prefix}/{name}"), suppress(FileNotFoundError):
+                    folder = self._folder(prefix).fd
+                    if time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > TEMP_AGE_S:
+                        os.unlink(name, dir_fd=folder)
+                        swept += 1
+        return swept
+
+
+def make_root(path: str) -> None:
+    """Create the folder of a store and those above it. Raises InvalidRequest, Unavailable."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidRequest(describe("a file lies where the store's folder should be", path=path)) from None
+    except OSError as error:
+        raise _unavailable(error, "create the store's folder", path) from error

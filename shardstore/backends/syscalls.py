@@ -1,0 +1,157 @@
+"""The system calls of the local backend, one small function each, so that faults and crashes can be injected here.
+
+Everything is relative to a held directory descriptor and never follows a symlink. Linux has unnamed temporary files
+and `fdatasync`; macOS has neither, and only F_FULLFSYNC reaches the platter there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import sys
+from collections.abc import Sequence
+
+__all__ = [
+    "flush_data",
+    "flush_folder",
+    "link_named",
+    "link_unnamed",
+    "make_folder",
+    "open_folder",
+    "open_named",
+    "open_regular",
+    "open_unnamed",
+    "read_range",
+    "spread_children",
+    "supports_unnamed",
+    "write_all",
+    "write_parts",
+]
+
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_UNNAMED = getattr(os, "O_TMPFILE", 0)
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_TOPDIR_FL = 0x00020000
+
+
+def open_folder(name: str, parent: int | None) -> int:
+    """Open a folder relative to `parent`; a symlink in its place raises OSError."""
+    return os.open(name, _FOLDER_FLAGS, dir_fd=parent)
+
+
+def make_folder(name: str, parent: int) -> None:
+    """Create a private folder; one that is there already is fine."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+    except FileExistsError:
+        return
+
+
+def open_regular(name: str, folder: int) -> int:
+    """Open a regular file for reading; anything else in its place raises OSError."""
+    fd = os.open(name, _READ_FLAGS, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", name)
+    return fd
+
+
+def read_range(fd: int, start: int, length: int | None) -> bytes:
+    """Read `length` bytes from `start`, or up to the end as it is now; fewer only at the end of the file."""
+    left = max(os.fstat(fd).st_size - start, 0)
+    want = left if length is None else min(length, left)
+    chunk = os.pread(fd, want, start)
+    if len(chunk) == want:
+        return chunk
+    chunks = [chunk]
+    while chunk and (have := sum(map(len, chunks))) < want:
+        chunk = os.pread(fd, want - have, start + have)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def supports_unnamed(folder: int) -> bool:
+    """Say whether files without a name can be made in `folder` and given one later."""
+    if not _UNNAMED or not os.path.isdir("/proc/self/fd"):
+        return False
+    try:
+        os.close(open_unnamed(folder))
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+            return False
+        raise
+    return True
+
+
+def open_unnamed(folder: int) -> int:
+    """Create a file without a name in `folder`."""
+    return os.open(".", _UNNAMED | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=folder)
+
+
+def open_named(name: str, folder: int) -> int:
+    """Create a new file; one of that name raises FileExistsError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, 0o600, dir_fd=folder)
+
+
+def link_unnamed(fd: int, name: str, folder: int) -> None:
+    """Give an unnamed file a name: linkat(AT_SYMLINK_FOLLOW), which CPython only does with a dir_fd."""
+    os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+
+
+def link_named(temp: str, name: str, folder: int) -> None:
+    """Give a named file a second name."""
+    os.link(temp, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+
+
+def write_all(fd: int, part: bytes) -> None:
+    """Write every byte of `part`; short writes go on where they stopped."""
+    written = os.write(fd, part)
+    while written < len(part):
+        written += os.write(fd, memoryview(part)[written:])
+
+
+def write_parts(fd: int, parts: Sequence[bytes]) -> None:
+    """Write a few buffers with one call where the kernel takes them whole."""
+    total = sum(map(len, parts))
+    written = os.writev(fd, parts)
+    if written < total:
+        write_all(fd, b"".join(parts)[written:])
+
+
+if sys.platform == "darwin":
+
+    def flush_data(fd: int) -> None:
+        """Return once the file's data survives a power loss."""
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+
+    def flush_folder(fd: int) -> None:
+        """Return once the folder's names survive a power loss."""
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+
+else:
+    flush_data = os.fdatasync
+    flush_folder = os.fsync
+
+
+def spread_children(folder: int) -> bool:
+    """Ask ext4 to spread the folders made in `folder` over the disk (chattr +T); say whether it could be asked.
+
+    ext4 makes file creation 5 to 30 times slower for minutes in a block group where many files were just deleted,
+    which is what compaction does; sessions spread over block groups do not suffer from each other.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        flags = struct.unpack("<I", fcntl.ioctl(folder, _FS_IOC_GETFLAGS, b"\0" * 8)[:4])[0]
+        fcntl.ioctl(folder, _FS_IOC_SETFLAGS, struct.pack("<Q", flags | _FS_TOPDIR_FL))
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EACCES):
+            return False
+        raise
+    return True

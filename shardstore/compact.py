@@ -1,0 +1,234 @@
+"""Compaction: consecutive shards become a segment, small segments become larger ones, what was replaced is swept.
+
+Rule: write the new, publish it, and only then delete the old; and delete only what the manifest *as it is then* says
+is covered. Writers and readers never wait for any of it, and killed anywhere it leaves a correct store: the next one
+sweeps. A segment may go iff its base generation is below the current one and the current manifest does not name it.
+Strategy: a new segment swallows its neighbours while they are no larger than itself, so that a byte is rewritten
+O(log n) times and a session has O(log n) segments; beyond MERGE_BYTES_MAX they stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from shardstore.backends.base import Draft, Seen
+from shardstore.errors import Corrupt, describe
+from shardstore.layout import parse_segment_name, parse_shard_name, segment_name, shard_name
+from shardstore.log import SessionLog, Vanished
+from shardstore.manifest import Manifest, SegmentRef, encode_manifest, successor
+from shardstore.record import FORMAT, LOST, Header, decode_shard, encode_header
+from shardstore.segment import KEY_PAIRS, SegmentIndex
+from shardstore.writer import new_nonce, now_ms
+
+__all__ = ["CompactReport", "compact"]
+
+SEGMENT_RECORDS_MAX = 1 << 18  # shards turned into one segment at once
+MERGE_BYTES_MAX = 256 << 20  # a segment of this size is not merged any more
+COPY_BYTES = 1 << 20  # read and written at once
+ROUNDS_MAX = 1_000  # segments made by one call
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CompactReport:
+    """What one compaction did: records and bytes newly put in segments, files swept, the watermark afterwards.
+
+    `skipped` says that another compactor was at work and nothing was done.
+    """
+
+    session: str
+    skipped: bool
+    records: int
+    bytes: int
+    swept: int
+    watermark: int
+
+
+class _Torn(Exception):  # noqa: N818
+    """A shard in the middle of the run can't be read; the run ends before it."""
+
+
+def compact(log: SessionLog, *, on_progress: Progress | None = None) -> CompactReport:
+    """Compact one session as far as its shards reach. Raises NotFound, Corrupt, Unavailable, OutcomeUnknown.
+
+    A torn shard of a synced session stops it there, with everything before it compacted: `verify` names it.
+    """
+    with log.backend.exclusive(log.keys.folder) as held:
+        if not held:
+            return CompactReport(log.id, True, 0, 0, 0, log.glance()[1].watermark)
+        records = size = 0
+        for _ in range(ROUNDS_MAX):
+            made = _round(log)
+            if made is None:
+                break
+            records += made[0]
+            size += made[1]
+            if on_progress is not None:
+                on_progress(records, None)
+        swept = sweep(log)
+        return CompactReport(log.id, False, records, size, swept, log.glance()[1].watermark)
+
+
+def _round(log: SessionLog) -> tuple[int, int] | None:
+    """Turn the shards above W into a segment and publish it; None if there is nothing to do or someone was quicker."""
+    seen, manifest = log.glance()
+    if manifest.state != "open":
+        return None
+    last = manifest.watermark
+    for seq in log.listed(manifest.watermark):
+        if seq != last + 1 or seq - manifest.watermark > SEGMENT_RECORDS_MAX:
+            break
+        last = seq
+    while last > manifest.watermark:
+        run = _Run(log, manifest, last)
+        try:
+            return run.publish(seen)
+        except _Torn:
+            last = run.reached
+        except Vanished:
+            return None
+    return None
+
+
+class _Run:
+    """One segment in the making: the shards W+1..`last`, behind the segments they swallow."""
+
+    def __init__(self, log: SessionLog, manifest: Manifest, last: int) -> None:
+        self._log = log
+        self._manifest = manifest
+        self._last = last
+        self.reached = manifest.watermark
+        self._index = SegmentIndex(manifest.watermark + 1)
+
+    def publish(self, seen: Seen) -> tuple[int, int] | None:
+        """Write the shards' segment, merge it with its neighbours, replace the manifest."""
+        log, manifest = self._log, self._manifest
+        fresh = self._create(self._index, self._shards())
+        kept, swallowed = _neighbours(manifest.segments, fresh)
+        merged = _merge(log, manifest, [*swallowed, fresh]) if swallowed else fresh
+        segments = (*kept, merged) if merged is not None else (*manifest.segments, fresh)
+        changed = successor(manifest, new_nonce(), watermark=self._last, segments=segments)
+        if not log.backend.replace(log.keys.manifest, encode_manifest(changed), seen):
+            return None
+        return fresh.last - fresh.first + 1, fresh.data
+
+    def _create(self, index: SegmentIndex, parts: Iterator[bytes]) -> SegmentRef:
+        return create_segment(self._log, index, parts, last=self._last, base=self._manifest.generation)
+
+    def _shards(self) -> Iterator[bytes]:
+        pieces: list[bytes] = []
+        size = 0
+        for seq in range(self._index.first, self._last + 1):
+            data, header, payload, header_length = self._read(seq)
+            self._index.add(header, header_length, payload)
+            pieces.append(data)
+            size += len(data)
+            self.reached = seq
+            if size >= COPY_BYTES:
+                yield b"".join(pieces)
+                pieces, size = [], 0
+        yield b"".join(pieces)
+
+    def _read(self, seq: int) -> tuple[bytes, Header, bytes, int]:
+        key = self._log.keys.shard(seq)
+        data = self._log.backend.read(key)
+        if data is None:
+            raise Vanished(seq)
+        try:
+            return (data, *decode_shard(data, what=key))
+        except Corrupt:
+            if self._manifest.durability == "sync":
+                raise _Torn from None
+        keep_damaged(self._log, shard_name(seq), data)
+        header = Header(FORMAT, "control", LOST, now_ms(), None, None, new_nonce(), 0)
+        line = encode_header(header, b"")
+        return line, header, b"", len(line)
+
+
+def create_segment(log: SessionLog, index: SegmentIndex, parts: Iterator[bytes], *, last: int, base: int) -> SegmentRef:
+    """Write a segment of the records `index.first`..`last`; `parts` yields their bytes and fills `index` meanwhile."""
+    nonce = new_nonce()
+    name = segment_name(SegmentRef(index.first, last, base, nonce, 0, 0, 0))
+
+    def stream() -> Iterator[bytes]:
+        yield from parts
+        if index.first + index.count - 1 != last:
+            raise Corrupt(describe("a segment's records do not end where they should", name=name, count=index.count))
+        yield from index.footer()
+
+    draft = Draft(stream())
+    try:
+        if not log.backend.create(f"{log.keys.segments}/{name}", draft, sync=True):
+            raise Corrupt(describe("a fresh random segment name was taken", name=name))
+    finally:
+        draft.close()
+    return index.reference(base, nonce)
+
+
+def keep_damaged(log: SessionLog, name: str, data: bytes) -> None:
+    """Keep bytes that can't be read as what they should be beside the session, for a human to look at."""
+    draft = Draft((data,))
+    try:
+        log.backend.create(f"{log.keys.damaged}/{name}", draft, sync=True)
+    finally:
+        draft.close()
+
+
+def _neighbours(
+    segments: tuple[SegmentRef, ...], fresh: SegmentRef
+) -> tuple[tuple[SegmentRef, ...], tuple[SegmentRef, ...]]:
+    """Split the segments into those that stay and those that are merged with `fresh`."""
+    size, cut = fresh.size, len(segments)
+    while cut and segments[cut - 1].size <= size and size + segments[cut - 1].size <= MERGE_BYTES_MAX:
+        cut -= 1
+        size += segments[cut].size
+    return segments[:cut], segments[cut:]
+
+
+def _merge(log: SessionLog, manifest: Manifest, segments: list[SegmentRef]) -> SegmentRef | None:
+    """Write one segment of several; None if one of them has a damaged index, which must not be carried on."""
+    index = SegmentIndex(segments[0].first)
+
+    def parts() -> Iterator[bytes]:
+        for segment in segments:
+            for start in range(0, segment.data, COPY_BYTES):
+                yield log.segment_bytes(segment, start, min(COPY_BYTES, segment.data - start))
+            for entries in log.entries(segment, segment.first, segment.last):
+                for entry in entries:
+                    index.add_entry(entry)
+            for number in range(-(-segment.keys // KEY_PAIRS)):
+                for pair in log.key_pairs(segment, number):
+                    index.add_pair(*pair)
+
+    try:
+        return create_segment(log, index, parts(), last=segments[-1].last, base=manifest.generation)
+    except Corrupt:
+        return None
+
+
+def sweep(log: SessionLog) -> int:
+    """Delete what the current manifest covers or does not name; return how many files went.
+
+    Call it with the session's compaction right held. Safe at any time: it asks the manifest first.
+    """
+    manifest = log.glance()[1]
+    backend, keys = log.backend, log.keys
+    swept = 0
+    for name in list(backend.list(keys.shards)):
+        seq = parse_shard_name(name)
+        if seq is not None and (seq <= manifest.watermark or manifest.state == "deleted"):
+            backend.delete(f"{keys.shards}/{name}")
+            swept += 1
+    named = {segment_name(segment) for segment in manifest.segments}
+    for name in list(backend.list(keys.segments)):
+        parsed = parse_segment_name(name)
+        if parsed is not None and parsed[2] < manifest.generation and name not in named:
+            backend.delete(f"{keys.segments}/{name}")
+            swept += 1
+    if manifest.state == "deleted":
+        for name in list(backend.list(keys.damaged)):
+            backend.delete(f"{keys.damaged}/{name}")
+            swept += 1
+    return swept + sum(backend.sweep_temps(prefix) for prefix in (keys.folder, keys.shards, keys.segments))

@@ -1,0 +1,98 @@
+"""Judging: everything a conditional append must know of the log before it creates anything.
+
+Rule: only evidence is judged. `catch_up` reads on to the end as every reader does, so what it has judged is settled
+for good and may be remembered; a verdict holds for the one slot right after it.
+Strategy: what was compacted when judging began is asked from the segments' footers (key hashes, kinds); everything
+later was read record by record and is remembered as the seq of each key and the last turn.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from shardstore.forksafe import ForkSafeLock
+from shardstore.log import SessionLog, Vanished
+from shardstore.manifest import Manifest
+from shardstore.reader import Reader
+from shardstore.record import counts_as_turn
+from shardstore.segment import TURN_FLAG
+
+__all__ = ["Judge", "Verdict"]
+
+KEYS_MAX = 65_536  # remembered keys; beyond that the judge starts anew from the footers
+
+
+class Verdict(NamedTuple):
+    """What the log 1..`end` says: where the key lies, and the last turn above `since` (0: none)."""
+
+    end: int
+    key_at: int | None
+    turn_at: int
+
+
+class Judge:
+    """Judges one session; safe to share between threads and across fork."""
+
+    def __init__(self, log: SessionLog, reader: Reader) -> None:
+        self._log = log
+        self._reader = reader
+        self._lock = ForkSafeLock()
+        self._floor = -1  # records up to here are asked from footers
+        self._reached = 0
+        self._keys: dict[str, int] = {}
+        self._last_turn = 0
+
+    def verdict(self, key: str | None, since: int | None) -> Verdict:
+        """Judge the log as it is now, up to its end. Raises Deleted, NotFound, Corrupt, Unavailable."""
+        with self._lock:
+            self._catch_up()
+            key_at = self._find(key) if key is not None else None
+            turn_at = self._turn_above(since) if since is not None else 0
+            return Verdict(self._reached, key_at, turn_at)
+
+    def _catch_up(self) -> None:
+        if self._floor < 0 or len(self._keys) > KEYS_MAX:
+            manifest = self._log.look()
+            self._keys.clear()
+            self._last_turn = 0
+            self._floor = self._reached = manifest.watermark
+        for block in self._reader.blocks(self._reached + 1, holes=False):
+            for record in block.records():
+                if record.key is not None:
+                    self._keys.setdefault(record.key, record.seq)
+                if counts_as_turn(record.kind, record.source):
+                    self._last_turn = record.seq
+            self._reached = block.last
+
+    def _find(self, key: str) -> int | None:
+        found = self._keys.get(key)
+        manifest = self._log.look()
+        while found is None and self._floor > 0:
+            try:
+                return self._log.find_key(manifest, key)
+            except Vanished as gone:
+                manifest = self._log.look_after_vanishing(gone.args[0])
+        return found
+
+    def _turn_above(self, since: int) -> int:
+        if self._last_turn > since or since >= self._floor:
+            return self._last_turn if self._last_turn > since else 0
+        manifest = self._log.look()
+        while True:
+            try:
+                return self._turn_in_segments(manifest, since)
+            except Vanished as gone:
+                manifest = self._log.look_after_vanishing(gone.args[0])
+
+    def _turn_in_segments(self, manifest: Manifest, since: int) -> int:
+        found = 0
+        for segment in manifest.segments:
+            seq = max(segment.first, since + 1)
+            if seq > min(segment.last, self._floor):
+                continue
+            for entries in self._log.entries(segment, seq, min(segment.last, self._floor)):
+                for entry in entries:
+                    if entry.flags & TURN_FLAG:
+                        found = seq
+                    seq += 1
+        return found

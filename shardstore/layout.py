@@ -1,0 +1,115 @@
+"""File names: this module alone builds and parses them.
+
+Rule: pure. A key is a path relative to the store, its parts joined by "/". Seqs have 20 digits, so that names sort as
+numbers do. Session ids are percent-quoted, upper case and non-ASCII included, because some filesystems fold case or
+normalise Unicode; two different ids never share a folder.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote_to_bytes
+
+from shardstore.errors import InvalidRequest, describe
+from shardstore.manifest import SegmentRef
+
+__all__ = [
+    "DAMAGED",
+    "NAME_BYTES_MAX",
+    "SEGMENTS",
+    "SEQ_MAX",
+    "SESSIONS",
+    "SHARDS",
+    "STORE_FILE",
+    "TEMP_PREFIX",
+    "SessionKeys",
+    "parse_segment_name",
+    "parse_shard_name",
+    "quote_id",
+    "segment_name",
+    "shard_name",
+    "unquote_id",
+]
+
+STORE_FILE = "store.json"
+SESSIONS = "sessions"
+SHARDS = "shards"
+SEGMENTS = "segments"
+DAMAGED = "damaged"
+TEMP_PREFIX = ".tmp-"
+NAME_BYTES_MAX = 255
+SEQ_MAX = 2**63 - 1
+
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
+_SHARD = re.compile(r"(\d{20})\.shard")
+_SEGMENT = re.compile(r"(\d{20})-(\d{20})-(\d+)-([0-9a-f]{32})\.segment")
+
+
+def quote_id(session_id: str) -> str:
+    """Return the folder name of a session. Raises InvalidRequest for an id that is empty, too long or no text."""
+    if not isinstance(session_id, str) or not session_id:
+        raise InvalidRequest(describe("a session id is a non-empty str", id=session_id))
+    try:
+        raw = session_id.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(describe("a session id must be valid Unicode", id=session_id)) from error
+    name = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in raw)
+    if name[0] == ".":
+        name = "%2E" + name[1:]
+    if len(name) > NAME_BYTES_MAX:
+        raise InvalidRequest(
+            describe("a session id is too long once quoted as a file name", bytes=len(name), max=NAME_BYTES_MAX)
+        )
+    return name
+
+
+def unquote_id(name: str) -> str | None:
+    """Return the session id whose folder is `name`, or None if no id quotes to it."""
+    try:
+        session_id = unquote_to_bytes(name).decode()
+        return session_id if quote_id(session_id) == name else None
+    except (UnicodeDecodeError, UnicodeEncodeError, InvalidRequest):
+        return None
+
+
+def shard_name(seq: int) -> str:
+    """Return the file name of the shard at `seq`."""
+    return f"{seq:020d}.shard"
+
+
+def parse_shard_name(name: str) -> int | None:
+    """Return the seq of a shard's file name, or None for any other name."""
+    match = _SHARD.fullmatch(name)
+    return int(match[1]) if match and name.isascii() else None
+
+
+def segment_name(segment: SegmentRef) -> str:
+    """Return the file name of a segment; the nonce makes it unique for ever."""
+    return f"{segment.first:020d}-{segment.last:020d}-{segment.base}-{segment.nonce}.segment"
+
+
+def parse_segment_name(name: str) -> tuple[int, int, int, str] | None:
+    """Return (first seq, last seq, base generation, nonce) of a segment's file name, or None for any other name."""
+    match = _SEGMENT.fullmatch(name)
+    return (int(match[1]), int(match[2]), int(match[3]), match[4]) if match and name.isascii() else None
+
+
+class SessionKeys:
+    """The keys of one session: its folder and what lies in it."""
+
+    __slots__ = ("damaged", "folder", "manifest", "segments", "shards")
+
+    def __init__(self, session_id: str) -> None:
+        self.folder = f"{SESSIONS}/{quote_id(session_id)}"
+        self.manifest = f"{self.folder}/manifest.json"
+        self.shards = f"{self.folder}/{SHARDS}"
+        self.segments = f"{self.folder}/{SEGMENTS}"
+        self.damaged = f"{self.folder}/{DAMAGED}"
+
+    def shard(self, seq: int) -> str:
+        """Return the key of the shard at `seq`."""
+        return f"{self.shards}/{seq:020d}.shard"
+
+    def segment(self, segment: SegmentRef) -> str:
+        """Return the key of a segment."""
+        return f"{self.segments}/{segment_name(segment)}"

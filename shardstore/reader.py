@@ -1,0 +1,334 @@
+"""Reading: a prefix-true walk over segments and shards while writers and compactors go on.
+
+Rule: a shard at n is evidence only if the manifest, looked at afterwards, has W < n. So shards are read first, then
+the manifest; what it covers by then is read again from segments. The end is the end only if W is below the slot that
+was missing, and a hole is damage only if a later shard was seen, then the slot missed by name, then W below it.
+Strategy: work in blocks, so that a whole load costs no header and no object per record.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Iterator
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+from shardstore.errors import Corrupt, InvalidRequest, describe
+from shardstore.log import SessionLog, Vanished, segment_of
+from shardstore.manifest import Manifest, SegmentRef
+from shardstore.record import KINDS, LOST, Record, decode_payloads, decode_shard, record_of
+from shardstore.segment import TURN_FLAG, IndexEntry
+
+__all__ = ["Block", "Reader", "Selection"]
+
+BLOCK_BYTES = 1 << 20  # a block holds at least one record and stops at about this size
+SHARDS_AT_ONCE = 256  # shards read between two looks
+REVERSE_WINDOW = 32  # records held at once when reading backwards
+
+Filter = str | Collection[str] | None
+
+
+class Selection:
+    """Which records are wanted: by kind, by source, without some sources."""
+
+    __slots__ = ("kinds", "sources", "without")
+
+    def __init__(self, kind: Filter = None, source: Filter = None, exclude_source: Filter = None) -> None:
+        self.kinds = _as_set(kind)
+        self.sources = _as_set(source)
+        self.without = _as_set(exclude_source) or frozenset()
+
+    @property
+    def by_kind_alone(self) -> bool:
+        """True if headers are not needed to decide."""
+        return self.sources is None and not self.without
+
+    def wants(self, record: Record) -> bool:
+        """Say whether `record` is selected."""
+        return (
+            (self.kinds is None or record.kind in self.kinds)
+            and (self.sources is None or record.source in self.sources)
+            and record.source not in self.without
+        )
+
+
+def _as_set(value: Filter) -> frozenset[str] | None:
+    if value is None:
+        return None
+    return frozenset((value,)) if isinstance(value, str) else frozenset(value)
+
+
+class Block(Protocol):
+    """Some consecutive records, `first`..`last`, all of them evidence."""
+
+    first: int
+    last: int
+
+    def records(self) -> list[Record]:
+        """Return the records, verified. Raises Corrupt."""
+
+    def payloads(self, kinds: Collection[str] | None) -> list[bytes]:
+        """Return the payloads of the records of some kinds (None: all), verified. Raises Corrupt."""
+
+
+class _SegmentBlock:
+    __slots__ = ("_data", "_entries", "_what", "first", "last")
+
+    def __init__(self, first: int, entries: list[IndexEntry], data: bytes, what: str) -> None:
+        self.first = first
+        self.last = first + len(entries) - 1
+        self._entries = entries
+        self._data = data
+        self._what = what
+
+    def records(self) -> list[Record]:
+        origin = self._entries[0].offset
+        out = []
+        for seq, entry in enumerate(self._entries, self.first):
+            start = entry.offset - origin
+            shard = self._data[start : start + entry.header_length + entry.payload_length]
+            try:
+                header, payload, _ = decode_shard(shard, what=self._what)
+            except Corrupt as error:
+                raise Corrupt(f"{error} seq={seq}", seq=seq) from error
+            out.append(record_of(seq, header, payload))
+        return out
+
+    def payloads(self, kinds: Collection[str] | None) -> list[bytes]:
+        data, crc32 = self._data, zlib.crc32
+        origin = self._entries[0].offset
+        wanted = None if kinds is None else _flags_of(frozenset(kinds))
+        out = []
+        for offset, length, header_length, crc, flags, _ in self._entries:
+            if wanted is None or flags in wanted:
+                start = offset + header_length - origin
+                payload = data[start : start + length]
+                if crc32(payload) != crc:
+                    seq = self.first + [entry.offset for entry in self._entries].index(offset)
+                    raise Corrupt(describe("checksum of a record does not match", what=self._what, seq=seq), seq=seq)
+                out.append(payload)
+        return out
+
+
+@lru_cache(maxsize=16)
+def _flags_of(kinds: frozenset[str]) -> frozenset[int]:
+    """Return the index flags that stand for `kinds`."""
+    return frozenset(code | turn for code, kind in enumerate(KINDS) if kind in kinds for turn in (0, TURN_FLAG))
+
+
+class _ShardBlock:
+    __slots__ = ("_records", "first", "last")
+
+    def __init__(self, records: list[Record]) -> None:
+        self.first, self.last = records[0].seq, records[-1].seq
+        self._records = records
+
+    def records(self) -> list[Record]:
+        return self._records
+
+    def payloads(self, kinds: Collection[str] | None) -> list[bytes]:
+        return [record.payload for record in self._records if kinds is None or record.kind in kinds]
+
+
+def lost_record(seq: int) -> Record:
+    """Return what a torn shard of an unsynced session reads as: its seq is spent, its content gone."""
+    return Record(seq, "control", LOST, 0, None, None, "", b"")
+
+
+class Reader:
+    """Reads one session; safe to share between threads and across fork."""
+
+    def __init__(self, log: SessionLog) -> None:
+        self._log = log
+
+    # -------------------------------------------------------------- blocks
+
+    def blocks(self, first: int = 1, last: int | None = None, *, holes: bool = True) -> Iterator[Block]:
+        """Yield the records `first`..`last` (to the end by default) in blocks, in seq order.
+
+        Everything yielded is evidence. With `holes`, reaching the end checks that nothing lies beyond it.
+        Raises NotFound, Deleted, Corrupt, Unavailable.
+        """
+        manifest = self._log.look()
+        position = first
+        while last is None or position <= last:
+            if position <= manifest.watermark:
+                segment = segment_of(manifest, position)
+                try:
+                    for block in self._segment_blocks(segment, position, last):
+                        position = block.last + 1
+                        yield block
+                except Vanished:
+                    manifest = self._log.look_after_vanishing(segment)
+                continue
+            shards, ended = self._shards(position, last)
+            manifest = self._log.look()
+            if manifest.watermark >= position:
+                continue  # some of it was compacted meanwhile: no evidence, read it from segments
+            if shards:
+                records = [self._decode(manifest, position + at, data) for at, data in enumerate(shards)]
+                position += len(records)
+                yield _ShardBlock(records)
+            if ended and not (holes and self._continues_beyond(position)):
+                return
+
+    def _segment_blocks(self, segment: SegmentRef, first: int, last: int | None) -> Iterator[_SegmentBlock]:
+        upto = segment.last if last is None else min(last, segment.last)
+        what = self._log.keys.segment(segment)
+        for entries in self._log.entries(segment, first, upto):
+            begin = 0
+            while begin < len(entries):
+                end, size = begin, 0
+                while end < len(entries) and (size < BLOCK_BYTES or end == begin):
+                    size += entries[end].header_length + entries[end].payload_length
+                    end += 1
+                if size > BLOCK_BYTES and end - begin > 1:  # the record that crossed the limit goes into the next block
+                    end -= 1
+                    size -= entries[end].header_length + entries[end].payload_length
+                data = self._log.segment_bytes(segment, entries[begin].offset, size)
+                yield _SegmentBlock(first, entries[begin:end], data, what)
+                first += end - begin
+                begin = end
+
+    def _shards(self, position: int, last: int | None) -> tuple[list[bytes], bool]:
+        """Read shards from `position` on; the flag says that the slot after them was missing."""
+        shards: list[bytes] = []
+        size = 0
+        while len(shards) < SHARDS_AT_ONCE and size < BLOCK_BYTES:
+            if last is not None and position + len(shards) > last:
+                return shards, False
+            data = self._log.shard(position + len(shards))
+            if data is None:
+                return shards, True
+            shards.append(data)
+            size += len(data)
+        return shards, False
+
+    def _decode(self, manifest: Manifest, seq: int, data: bytes) -> Record:
+        key = self._log.keys.shard(seq)
+        try:
+            header, payload, _ = decode_shard(data, what=key)
+        except Corrupt as error:
+            if manifest.durability == "none":
+                return lost_record(seq)
+            raise Corrupt(str(error), seq=seq) from error
+        return record_of(seq, header, payload)
+
+    def _continues_beyond(self, missing: int) -> bool:
+        """Say whether the slot that was missing is there by now; raise Corrupt if it is a hole."""
+        later = self._log.listed(missing)
+        if not later:
+            return False
+        if self._log.has_shard(missing) or self._log.look().watermark >= missing:
+            return True
+        raise Corrupt(
+            describe(
+                "a record is missing below later ones; run verify, then repair",
+                session=self._log.id,
+                seq=missing,
+                seen=later[0],
+            ),
+            seq=missing,
+        )
+
+    # -------------------------------------------------------------- records
+
+    def records(self, first: int, last: int | None, selection: Selection, *, reverse: bool) -> Iterator[Record]:
+        """Yield the selected records of a range, forwards or backwards."""
+        if reverse:
+            yield from self._backwards(first, last, selection)
+            return
+        for block in self.blocks(first, last):
+            yield from filter(selection.wants, block.records())
+
+    def _backwards(self, first: int, last: int | None, selection: Selection) -> Iterator[Record]:
+        end = self.head() if last is None else min(last, self.head())
+        while end >= first:
+            begin = max(first, end - REVERSE_WINDOW + 1)
+            window = [record for block in self.blocks(begin, end) for record in block.records()]
+            yield from filter(selection.wants, reversed(window))
+            end = begin - 1
+
+    def last(self, count: int, selection: Selection) -> list[Record]:
+        """Return the last `count` selected records, in seq order."""
+        if count <= 0:
+            raise InvalidRequest(describe("the number of records must be positive", k=count))
+        if selection.kinds is None and selection.by_kind_alone:
+            tail = list(self.records(max(1, self.head() - count + 1), None, selection, reverse=False))
+            return tail[-count:]
+        found: list[Record] = []
+        for record in self._backwards(1, None, selection):
+            found.append(record)
+            if len(found) == count:
+                break
+        return found[::-1]
+
+    def payloads(self, first: int, last: int | None, selection: Selection) -> Iterator[list[bytes]]:
+        """Yield the selected payloads, a list a block; control records only if asked for by kind."""
+        kinds = ("turn", "event") if selection.kinds is None else selection.kinds
+        for block in self.blocks(first, last):
+            if selection.by_kind_alone:
+                yield block.payloads(kinds)
+            else:
+                yield [r.payload for r in block.records() if r.kind in kinds and selection.wants(r)]
+
+    def view(self, first: int, last: int | None, selection: Selection) -> Iterator[bytes]:
+        """Yield the view's bytes in pieces: payloads verbatim, with a newline before a record where one is lacking."""
+        lacking = False
+        for payloads in self.payloads(first, last, selection):
+            pieces: list[bytes] = []
+            for payload in payloads:
+                if payload:
+                    if lacking:
+                        pieces.append(b"\n")
+                    pieces.append(payload)
+                    lacking = payload[-1] != 10
+            yield b"".join(pieces)
+
+    def entries(
+        self, first: int, last: int | None, selection: Selection, invalid: Literal["raise", "raw"]
+    ) -> Iterator[Any]:
+        """Yield the decoded entries of the selected records, forwards."""
+        kinds = ("turn", "event") if selection.kinds is None else selection.kinds
+        for block in self.blocks(first, last):
+            if selection.by_kind_alone:
+                yield from _decode_block(block, kinds, invalid)
+            else:
+                for record in block.records():
+                    if record.kind in kinds and selection.wants(record):
+                        yield from record.entries(invalid=invalid)
+
+    # -------------------------------------------------------------- head
+
+    def head(self) -> int:
+        """Return the last seq of the log: every record up to it is there, and none acknowledged before is above."""
+        manifest = self._log.look()
+        head = manifest.watermark
+        hint = self._log.backend.hint(self._log.keys.folder)
+        if hint > head and self._log.has_shard(hint):
+            head = hint
+        while True:
+            head = self._gallop(head)
+            watermark = self._log.look().watermark
+            if watermark <= head:
+                return head
+            head = watermark
+
+    def _gallop(self, seen: int) -> int:
+        """Return n >= `seen` where n was seen and n + 1 was missing."""
+        step = 1
+        while self._log.has_shard(seen + step):
+            seen += step
+            step *= 2
+        while step > 1:
+            step //= 2
+            if self._log.has_shard(seen + step):
+                seen += step
+        return seen
+
+
+def _decode_block(block: Block, kinds: Collection[str], invalid: Literal["raise", "raw"]) -> list[Any]:
+    entries = decode_payloads(block.payloads(kinds))
+    if entries is not None:
+        return entries
+    return [entry for record in block.records() if record.kind in kinds for entry in record.entries(invalid=invalid)]

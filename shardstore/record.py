@@ -1,0 +1,316 @@
+"""Records and their bytes: what one append commits, and how a shard spells it.
+
+Rule: pure. Bytes in, values out; no files, no clock, no randomness. The only door to msgspec and orjson.
+
+A shard is one header line of JSON and then the payload, byte for byte. The header ends with a CRC32 that covers the
+rest of the header *and* the payload, so any flipped bit and any torn tail is recognised; the line keeps `tail -n +2`
+useful. The same seal closes every other JSON line of the store (`seal`, `unseal`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import orjson
+
+from shardstore.errors import Corrupt, InvalidRequest, UnsupportedFormat, describe
+
+__all__ = [
+    "DELETE",
+    "FORMAT",
+    "HEADER_BYTES_MAX",
+    "KEY_BYTES_MAX",
+    "KINDS",
+    "LOST",
+    "SOURCE_BYTES_MAX",
+    "Header",
+    "Kind",
+    "NewRecord",
+    "Receipt",
+    "Record",
+    "counts_as_turn",
+    "decode_header",
+    "decode_line",
+    "decode_payloads",
+    "decode_shard",
+    "encode_entries",
+    "encode_header",
+    "record_of",
+    "seal",
+    "split_lines",
+    "unseal",
+]
+
+FORMAT = 1
+HEADER_BYTES_MAX = 16_384
+KEY_BYTES_MAX = 1_024
+SOURCE_BYTES_MAX = 512
+LOST = "lost"
+DELETE = "delete"
+
+Kind = Literal["turn", "event", "control"]
+KINDS: tuple[Kind, ...] = ("turn", "event", "control")
+
+_SEAL = b',"crc32":"%08x"}\n'
+_SEAL_BYTES = 21
+_T = TypeVar("_T")
+
+
+class Header(msgspec.Struct, frozen=True, gc=False):
+    """The first line of a shard. `length` counts payload bytes, `at_ms` milliseconds since 1970 UTC."""
+
+    format: int = msgspec.field(name="shardstore")
+    kind: Kind
+    source: str
+    at_ms: int = msgspec.field(name="at")
+    base: int | None
+    key: str | None
+    nonce: str
+    length: int
+
+
+class NewRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A record on its way in by bulk import: the payload verbatim, and its own time if it has one (ms since 1970)."""
+
+    payload: bytes
+    kind: Kind = "turn"
+    source: str = "main"
+    at_ms: int | None = None
+    key: str | None = None
+
+
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """The answer to a committed append: the record lies at `seq` for good.
+
+    `duplicate` says that its key had been committed before, at this seq, and that nothing was written now.
+    """
+
+    session: str
+    seq: int
+    nonce: str
+    at_ms: int
+    base: int | None
+    duplicate: bool = False
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """What one append committed, at `seq`. `payload` is exactly the bytes that were appended."""
+
+    seq: int
+    kind: Kind
+    source: str
+    at_ms: int
+    base: int | None
+    key: str | None
+    nonce: str
+    payload: bytes
+
+    def lines(self) -> list[bytes]:
+        """Return the payload's lines, split at LF bytes only, each with its own line ending."""
+        return split_lines(self.payload)
+
+    def entries(self, *, invalid: Literal["raise", "raw"] = "raise") -> list[Any]:
+        """Return the payload's entries decoded; blank lines hold none.
+
+        Raises InvalidRequest for a line that is no JSON, or returns it as bytes with `invalid="raw"`.
+        """
+        return [decode_line(line, self.seq, invalid) for line in split_lines(self.payload) if line.strip()]
+
+
+# ------------------------------------------------------------------ sealed JSON lines
+
+
+def seal(value: object) -> bytes:
+    """Encode `value` (an object with fields) as one JSON line that ends with its own CRC32."""
+    body = msgspec.json.encode(value)[:-1]
+    return body + _SEAL % zlib.crc32(body)
+
+
+def unseal(line: bytes, of: type[_T], *, what: str) -> _T:
+    """Decode a line that `seal` made. Raises Corrupt, or UnsupportedFormat if a newer version wrote it."""
+    body = line[:-_SEAL_BYTES]
+    if line[-_SEAL_BYTES:] != _SEAL % zlib.crc32(body) or b"\n" in body:
+        raise Corrupt(describe("checksum of a sealed line does not match", what=what))
+    return _decode(body + b"}", of, what)
+
+
+def _decode(document: bytes, of: type[_T], what: str) -> _T:
+    try:
+        return msgspec.json.decode(document, type=of)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _unreadable(document, what, error) from error
+
+
+def _unreadable(document: bytes, what: str, cause: Exception) -> Exception:
+    try:
+        version = msgspec.json.decode(document).get("shardstore")
+    except (msgspec.DecodeError, RecursionError, AttributeError, UnicodeDecodeError):
+        version = None
+    if isinstance(version, int) and version > FORMAT:
+        return UnsupportedFormat(describe("written by a newer shardstore; upgrade this one", what=what, format=version))
+    return Corrupt(describe("sealed line is not what this format writes", what=what, reason=str(cause)))
+
+
+# ------------------------------------------------------------------ shards
+
+_encode_header = msgspec.json.Encoder().encode
+_header_decoder = msgspec.json.Decoder(Header)
+
+
+def encode_header(header: Header, payload: bytes) -> bytes:
+    """Return the header line of a shard whose payload is `payload`."""
+    body = _encode_header(header)[:-1]
+    return body + _SEAL % zlib.crc32(payload, zlib.crc32(body))
+
+
+def decode_header(line: bytes, *, what: str) -> Header:
+    """Decode a header line whose checksum was verified or is verified elsewhere. Raises Corrupt, UnsupportedFormat."""
+    document = line[:-_SEAL_BYTES] + b"}"
+    try:
+        header = _header_decoder.decode(document)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _unreadable(document, what, error) from error
+    if header.format != FORMAT:
+        raise _unreadable(document, what, ValueError("format"))
+    return header
+
+
+def decode_shard(data: bytes, *, what: str) -> tuple[Header, bytes, int]:
+    """Return header, payload and the header line's length in bytes.
+
+    Any bytes decode to that, or raise Corrupt (torn, flipped, cut) or UnsupportedFormat.
+    """
+    end = data.find(b"\n", 0, HEADER_BYTES_MAX) + 1
+    if end <= _SEAL_BYTES:
+        raise Corrupt(describe("shard has no header line", what=what, bytes=len(data)))
+    payload = data[end:]
+    if data[end - _SEAL_BYTES : end] != _SEAL % zlib.crc32(payload, zlib.crc32(data[: end - _SEAL_BYTES])):
+        raise Corrupt(describe("checksum of a shard does not match", what=what, bytes=len(data)))
+    header = decode_header(data[:end], what=what)
+    if header.length != len(payload):
+        raise Corrupt(describe("shard has the wrong length", what=what, expected=header.length, found=len(payload)))
+    return header, payload, end
+
+
+def record_of(seq: int, header: Header, payload: bytes) -> Record:
+    """Return the record that lies at `seq`."""
+    return Record(seq, header.kind, header.source, header.at_ms, header.base, header.key, header.nonce, payload)
+
+
+def counts_as_turn(kind: Kind, source: str) -> bool:
+    """Say whether a record defeats `if_no_turn_since`: turns, and control records that change what a turn saw.
+
+    `lost` and `delete` do not; any other control operation (pop, clear, redact, and those yet unknown) does.
+    """
+    return kind == "turn" or (kind == "control" and source not in (LOST, DELETE))
+
+
+# ------------------------------------------------------------------ entries
+
+
+def encode_entries(entries: object) -> bytes:
+    """Return the payload of an append: raw lines verbatim, anything else as one JSON line an entry.
+
+    `entries` is one dict, msgspec Struct or bytes, or an iterable of those. Raises InvalidRequest for nothing at all,
+    for a str (is it text or a line?), for NaN and infinities (JSON has none), for what JSON can't carry exactly.
+    """
+    if isinstance(entries, (bytes, bytearray, memoryview)):
+        payload = bytes(entries)
+    elif isinstance(entries, (Mapping, msgspec.Struct)):
+        payload = _encode_entry(entries)
+    elif isinstance(entries, Iterable) and not isinstance(entries, str):
+        payload = _join(list(entries))
+    else:
+        raise InvalidRequest(
+            describe("entries must be dicts, structs or raw lines as bytes; encode text first", got=type(entries))
+        )
+    if not payload:
+        raise InvalidRequest("an append needs at least one entry")
+    return payload
+
+
+def _join(entries: list[object]) -> bytes:
+    lines = [_encode_entry(entry) for entry in entries]
+    if not all(lines):
+        raise InvalidRequest("an entry of zero bytes is no line")
+    tail = lines[-1:]
+    return b"".join([line if line.endswith(b"\n") else line + b"\n" for line in lines[:-1]] + tail)
+
+
+def _encode_entry(entry: object) -> bytes:
+    if isinstance(entry, (bytes, bytearray, memoryview)):
+        return bytes(entry)
+    if isinstance(entry, str):
+        raise InvalidRequest(describe("an entry is a str; pass bytes for a raw line", entry=entry[:40]))
+    try:
+        line = orjson.dumps(entry, default=msgspec.to_builtins, option=orjson.OPT_APPEND_NEWLINE)
+    except (TypeError, ValueError, RecursionError) as error:
+        return _encode_surrogates(entry, error)
+    if b"null" in line:
+        _refuse_nonfinite(msgspec.to_builtins(entry), 0)
+    return line
+
+
+def _encode_surrogates(entry: object, cause: Exception) -> bytes:
+    """Spell lone surrogates as escapes, which orjson refuses to do; refuse everything else that it refused."""
+    if "surrogates" not in str(cause):
+        raise InvalidRequest(describe("an entry can't be written as JSON", reason=str(cause))) from cause
+    try:
+        return json.dumps(msgspec.to_builtins(entry), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidRequest(describe("an entry can't be written as JSON", reason=str(error))) from error
+
+
+def _refuse_nonfinite(value: object, depth: int) -> None:
+    """Raise InvalidRequest for NaN and infinities, which orjson would silently turn into null (depth <= 254)."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidRequest(describe("JSON has no such number; store null or a string instead", value=value))
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    for item in inner:
+        _refuse_nonfinite(item, depth + 1)
+
+
+def split_lines(payload: bytes) -> list[bytes]:
+    """Split at LF bytes only (never at U+2028, NEL or CR), keeping the line endings."""
+    lines = payload.split(b"\n")
+    last = lines.pop()
+    return [line + b"\n" for line in lines] + ([last] if last else [])
+
+
+def decode_payloads(payloads: list[bytes]) -> list[Any] | None:
+    """Decode all entries of many payloads at once; None if any line needs `decode_line` and its care."""
+    out: list[Any] = []
+    loads = orjson.loads
+    try:
+        for payload in payloads:
+            if payload.find(b"\n") == len(payload) - 1:
+                out.append(loads(payload))
+            else:
+                out += [loads(line) for line in payload.split(b"\n") if line]
+    except orjson.JSONDecodeError:
+        return None
+    return out
+
+
+def decode_line(line: bytes, seq: int, invalid: Literal["raise", "raw"] = "raise") -> Any:
+    """Decode one entry; lone surrogates, NaN and a BOM are read as Python's json reads them.
+
+    Raises InvalidRequest if the line is no JSON, or returns the line itself with `invalid="raw"`.
+    """
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        if invalid == "raw":
+            return line
+        raise InvalidRequest(
+            describe('a stored line is no JSON; read it with invalid="raw"', seq=seq, reason=str(error))
+        ) from error

@@ -1,0 +1,268 @@
+"""Repair: make a damaged session readable again without touching a record that can still be read.
+
+Rule: nothing that reads back is removed or moved to another seq; what does not is kept in `damaged/`, and its seq is
+spent as `lost`. Run it while nobody appends: it alone may replace a shard (a torn one, atomically, by `lost`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from shardstore.compact import create_segment, keep_damaged, sweep
+from shardstore.errors import Corrupt, NotFound, Unavailable, UnsupportedFormat, describe
+from shardstore.layout import parse_segment_name, segment_name, shard_name
+from shardstore.log import SessionLog, Vanished
+from shardstore.manifest import Manifest, SegmentRef, encode_manifest, successor
+from shardstore.record import DELETE, FORMAT, HEADER_BYTES_MAX, LOST, Header, decode_header, decode_shard, encode_header
+from shardstore.segment import (
+    INDEX_ENTRIES,
+    TRAILER_BYTES,
+    SegmentIndex,
+    decode_index_page,
+    decode_trailer,
+    index_page_range,
+    segment_size,
+)
+from shardstore.verify import Finding, is_headless, verify_session, walk_segment
+from shardstore.writer import bear, lost_draft, new_nonce, now_ms
+
+__all__ = ["repair_session"]
+
+_HEADER_START = b'{"shardstore":'
+
+
+def repair_session(log: SessionLog) -> list[Finding]:
+    """Repair a session; return what was found, each finding with whether it is gone now.
+
+    Raises Unavailable if a compactor is at work, UnsupportedFormat for a session of a newer version.
+    """
+    with log.backend.exclusive(log.keys.folder) as held:
+        if not held:
+            raise Unavailable(describe("a compactor is at work on this session; try again", session=log.id))
+        found = verify_session(log)
+        if not any(finding.severity == "damage" for finding in found):
+            return found
+        _repair_manifest(log)
+        _repair_segments(log)
+        _repair_shards(log)
+        left = {(finding.what, finding.where, finding.seqs) for finding in verify_session(log)}
+    return [replace(finding, repaired=(finding.what, finding.where, finding.seqs) not in left) for finding in found]
+
+
+# ------------------------------------------------------------------ manifest
+
+
+def _repair_manifest(log: SessionLog) -> None:
+    try:
+        log.glance()
+    except NotFound:
+        if is_headless(log):
+            bear(log, "sync", _rebuilt(log))
+    except UnsupportedFormat:
+        raise
+    except Corrupt:
+        seen = log.backend.look(log.keys.manifest, None)
+        if seen is not None:
+            keep_damaged(log, f"manifest-{new_nonce()}.json", seen.data)
+            log.backend.replace(log.keys.manifest, encode_manifest(_rebuilt(log)), seen)
+
+
+def _rebuilt(log: SessionLog) -> Manifest:
+    """Return a manifest that covers what the segment files hold: from seq 1 on, always the longest that fits."""
+    found = [segment for name in log.backend.list(log.keys.segments) if (segment := _reference(log, name)) is not None]
+    generation = max((segment.base for segment in found), default=0) + 1
+    chain: list[SegmentRef] = []
+    top = max([segment.last for segment in found] + [0])
+    while (first := chain[-1].last + 1 if chain else 1) <= top:
+        fitting = [segment for segment in found if segment.first == first]
+        if fitting:
+            chain.append(max(fitting, key=lambda segment: (segment.last, segment.base)))
+        else:
+            upto = min(segment.first for segment in found if segment.first > first) - 1 if _later(found, first) else top
+            chain.append(_write(log, first, [log.shard(seq) for seq in range(first, upto + 1)], generation))
+    last = chain[-1].last if chain else 0
+    nonce = new_nonce()
+    manifest = Manifest(FORMAT, generation + 1, nonce, nonce, now_ms(), "sync", "open", False, last, tuple(chain))
+    return manifest if not _was_deleted(log, manifest) else replace(manifest, state="closing")
+
+
+def _later(found: list[SegmentRef], first: int) -> bool:
+    return any(segment.first > first for segment in found)
+
+
+def _reference(log: SessionLog, name: str) -> SegmentRef | None:
+    """Return what a manifest would say of a segment file, None if its trailer can't be read."""
+    parsed = parse_segment_name(name)
+    data = log.backend.read(f"{log.keys.segments}/{name}") if parsed is not None else None
+    if parsed is None or data is None:
+        return None
+    first, last, base, nonce = parsed
+    try:
+        _, count, length, keys = decode_trailer(data[-TRAILER_BYTES:], what=name)
+    except Corrupt:
+        return None
+    size = segment_size(length, count, keys)
+    return SegmentRef(first, last, base, nonce, length, keys, size) if size == len(data) else None
+
+
+def _was_deleted(log: SessionLog, manifest: Manifest) -> bool:
+    """Say whether the log ends with the control record of a deletion."""
+    shards = log.listed(manifest.watermark)
+    data = log.shard(shards[-1]) if shards else None
+    try:
+        if data is not None:
+            header = decode_shard(data, what="")[0]
+        elif manifest.watermark:
+            header = log.segment_header(manifest, manifest.watermark)
+        else:
+            return False
+    except (Corrupt, Vanished):
+        return False
+    return header.kind == "control" and header.source == DELETE
+
+
+# ------------------------------------------------------------------ segments
+
+
+def _repair_segments(log: SessionLog) -> None:
+    seen, manifest = log.glance()
+    segments = tuple(_mended(log, manifest, segment) for segment in manifest.segments)
+    if segments != manifest.segments:
+        changed = successor(manifest, new_nonce(), segments=segments)
+        if not log.backend.replace(log.keys.manifest, encode_manifest(changed), seen):
+            raise Unavailable(describe("the manifest changed during repair; try again", session=log.id))
+        sweep(log)
+
+
+def _mended(log: SessionLog, manifest: Manifest, segment: SegmentRef) -> SegmentRef:
+    """Return `segment` if all of it reads back, else a new one with what can be rescued."""
+    name = segment_name(segment)
+    data = log.backend.read(f"{log.keys.segments}/{name}")
+    if data is not None and not any(f.where.endswith(name) and f.severity == "damage" for f in verify_session(log)):
+        return segment
+    count = segment.last - segment.first + 1
+    shards: list[bytes | None] = [None] * count
+    if data is not None:
+        keep_damaged(log, name, data)
+        shards = _salvaged(segment, data)
+    for other in list(log.backend.list(log.keys.segments)):  # one that was not swept yet may still have them
+        reference = _reference(log, other) if None in shards and other != name else None
+        if reference is not None and reference.base <= manifest.generation:
+            _fill_from(log, reference, segment, shards)
+    shards = [shard if shard is not None else log.shard(seq) for seq, shard in enumerate(shards, segment.first)]
+    return _write(log, segment.first, shards, manifest.generation)
+
+
+def _fill_from(log: SessionLog, other: SegmentRef, segment: SegmentRef, shards: list[bytes | None]) -> None:
+    try:
+        for seq, shard, _ in walk_segment(log, other):
+            if segment.first <= seq <= segment.last and shards[seq - segment.first] is None:
+                shards[seq - segment.first] = shard
+    except (Corrupt, Vanished):
+        return  # what it gave up to here was verified record by record
+
+
+def _salvaged(segment: SegmentRef, data: bytes) -> list[bytes | None]:
+    """Return each record's bytes where they read back: by the index where that is whole, else by scanning."""
+    out: list[bytes | None] = []
+    count = segment.last - segment.first + 1
+    position = 0
+    for number in range(-(-count // INDEX_ENTRIES)):
+        offset, length = index_page_range(segment, number)
+        expected = min(INDEX_ENTRIES, count - number * INDEX_ENTRIES)
+        try:
+            entries = decode_index_page(segment, number, data[offset : offset + length], what="")
+        except Corrupt:
+            end = _next_known(segment, data, number, count)
+            out += _scanned(data[position:end], expected)
+            position = end
+            continue
+        for entry in entries:
+            position = entry.offset + entry.header_length + entry.payload_length
+            out.append(_whole(data[entry.offset : position]))
+    return out
+
+
+def _next_known(segment: SegmentRef, data: bytes, number: int, count: int) -> int:
+    """Return where the records of the page after `number` begin, or the end of the data."""
+    for later in range(number + 1, -(-count // INDEX_ENTRIES)):
+        offset, length = index_page_range(segment, later)
+        try:
+            return decode_index_page(segment, later, data[offset : offset + length], what="")[0].offset
+        except Corrupt:
+            return min(segment.data, len(data))
+    return min(segment.data, len(data))
+
+
+def _whole(shard: bytes) -> bytes | None:
+    try:
+        decode_shard(shard, what="")
+    except Corrupt:
+        return None
+    return shard
+
+
+def _scanned(data: bytes, expected: int) -> list[bytes | None]:
+    """Find records without an index; those before the first damage and after the last one have certain seqs."""
+    runs: list[list[bytes]] = [[]]
+    at = 0
+    while at < len(data):
+        shard = _shard_at(data, at)
+        if shard is not None:
+            runs[-1].append(shard)
+            at += len(shard)
+            continue
+        runs.append([])
+        at = data.find(_HEADER_START, at + 1)
+        if at < 0:
+            break
+    head = runs[0][:expected]
+    room = expected - len(head)
+    tail = runs[-1][max(len(runs[-1]) - room, 0) :] if len(runs) > 1 else []
+    return [*head, *[None] * (room - len(tail)), *tail]
+
+
+def _shard_at(data: bytes, at: int) -> bytes | None:
+    end = data.find(b"\n", at, at + HEADER_BYTES_MAX) + 1
+    try:
+        length = decode_header(data[at:end], what="").length if end else -1
+    except Corrupt:
+        return None
+    return _whole(data[at : end + length]) if length >= 0 else None
+
+
+def _write(log: SessionLog, first: int, shards: list[bytes | None], generation: int) -> SegmentRef:
+    index = SegmentIndex(first)
+
+    def parts() -> Iterator[bytes]:
+        for shard in shards:
+            data = shard if shard is not None and _whole(shard) is not None else _lost()
+            header, payload, header_length = decode_shard(data, what="")
+            index.add(header, header_length, payload)
+            yield data
+
+    return create_segment(log, index, parts(), last=first + len(shards) - 1, base=generation)
+
+
+def _lost() -> bytes:
+    header = Header(FORMAT, "control", LOST, now_ms(), None, None, new_nonce(), 0)
+    return encode_header(header, b"")
+
+
+# ------------------------------------------------------------------ shards
+
+
+def _repair_shards(log: SessionLog) -> None:
+    manifest = log.glance()[1]
+    listed = log.listed(manifest.watermark)
+    for seq in range(manifest.watermark + 1, (listed[-1] if listed else 0) + 1):
+        key = log.keys.shard(seq)
+        seen = log.backend.look(key, None)
+        if seen is None:
+            draft = lost_draft()
+            log.backend.create(key, draft, sync=True)
+            draft.close()
+        elif _whole(seen.data) is None and manifest.durability == "sync":
+            keep_damaged(log, shard_name(seq), seen.data)
+            log.backend.replace(key, _lost(), seen)

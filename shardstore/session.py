@@ -1,0 +1,337 @@
+"""A session: the handle through which programs append, read, follow and maintain one log.
+
+Rule: a handle holds no truth. It remembers guesses (the head, the last manifest) and one fact of its own: which seq
+it last delivered to its caller, which becomes the `base` of what that caller appends. Any number of handles, threads,
+forks and processes may use one session at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shardstore.backends.base import Backend
+from shardstore.compact import CompactReport, compact, sweep
+from shardstore.describe import Description, describe_records
+from shardstore.errors import InvalidRequest, describe
+from shardstore.follow import Follower
+from shardstore.ingest import check_fields
+from shardstore.layout import SEQ_MAX
+from shardstore.log import SessionLog
+from shardstore.manifest import Durability
+from shardstore.reader import Filter, Reader, Selection
+from shardstore.record import Kind, Receipt, Record, encode_entries
+from shardstore.repair import repair_session
+from shardstore.verify import Finding, verify_session
+from shardstore.writer import Writer
+
+__all__ = ["Options", "Session", "SessionInfo"]
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a store hands to its sessions: see `shardstore.open`."""
+
+    durability: Durability
+    record_bytes_max: int
+    compact_shards: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session's facts: `head` is its last seq, `watermark` the last one in a segment, times in ms since 1970."""
+
+    id: str
+    head: int
+    watermark: int
+    generation: int
+    segments: int
+    state: Literal["open", "closing", "deleted"]
+    archived: bool
+    durability: Durability
+    created_at_ms: int
+
+
+class Session:
+    """One session. Made by `Store.session`; creating a handle touches nothing."""
+
+    def __init__(self, backend: Backend, session_id: str, options: Options, *, create: bool) -> None:
+        self._log = SessionLog(backend, session_id)
+        self._options = options
+        self._reader = Reader(self._log)
+        self._writer = Writer(
+            self._log,
+            self._reader,
+            birth=options.durability if create else None,
+            committed=self._on_commit,
+        )
+        self._last_delivered = 0
+        self._compacting: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<shardstore.Session {self.id!r}>"
+
+    @property
+    def id(self) -> str:
+        """The session's id."""
+        return self._log.id
+
+    # -------------------------------------------------------------- append
+
+    def append(
+        self,
+        entries: object,
+        *,
+        kind: Kind = "turn",
+        source: str = "main",
+        base: int | None = None,
+        key: str | None = None,
+        if_no_turn_since: int | None = None,
+        at_ms: int | None = None,
+    ) -> Receipt:
+        """Commit `entries` as one record: one dict, msgspec Struct or raw lines as bytes, or an iterable of those.
+
+        When this returns, the record lies at `receipt.seq` for good (in a `sync` session after a power loss too), and
+        any append that begins from now on has a larger seq. `base` is the last seq the caller knew, by default the
+        last one that this handle delivered. `key` makes the append idempotent: once committed, the same key is
+        answered with the same seq. `if_no_turn_since=s` commits only if no turn lies above seq s.
+
+        Raises InvalidRequest, Conflict, NotFound, Deleted, Unavailable (nothing was committed), OutcomeUnknown.
+        """
+        payload = encode_entries(entries)
+        check_fields(kind, source, key, len(payload), bytes_max=self._options.record_bytes_max)
+        _check_seqs(base=base, if_no_turn_since=if_no_turn_since, at_ms=at_ms)
+        known = self._last_delivered if base is None else base
+        receipt = self._writer.append(
+            payload, kind=kind, source=source, base=known or None, key=key, since=if_no_turn_since, at_ms=at_ms
+        )
+        if receipt.seq == self._last_delivered + 1:
+            self._last_delivered = receipt.seq  # nothing lies between what the caller knew and what it wrote
+        return receipt
+
+    def event(
+        self,
+        entries: object,
+        *,
+        source: str,
+        base: int | None = None,
+        key: str | None = None,
+        at_ms: int | None = None,
+    ) -> Receipt:
+        """Commit `entries` as one record of kind `event`: a co-tenant's, such as a heartbeat or a cron job."""
+        return self.append(entries, kind="event", source=source, base=base, key=key, at_ms=at_ms)
+
+    def _on_commit(self, seq: int, watermark: int) -> None:
+        """Start a compaction in the background when enough shards have gathered."""
+        threshold = self._options.compact_shards
+        if threshold is None or seq - watermark < threshold or (seq - watermark) % max(threshold // 8, 1):
+            return
+        running = self._compacting
+        if running is None or not running.is_alive():
+            self._compacting = threading.Thread(target=self._compact_quietly, name=f"shardstore-compact-{self.id}")
+            self._compacting.start()
+
+    def _compact_quietly(self) -> None:
+        """Compact; what stands in the way is no error of the append that began it, and `compact()` will report it."""
+        try:
+            compact(SessionLog(self._log.backend, self.id))
+        except Exception as error:
+            self.compact_error = error
+
+    compact_error: Exception | None = None
+
+    # -------------------------------------------------------------- read
+
+    def _deliver(self, seq: int) -> None:
+        self._last_delivered = max(self._last_delivered, seq)
+
+    def _delivering(self, records: Iterator[Record]) -> Iterator[Record]:
+        for record in records:
+            self._deliver(record.seq)
+            yield record
+
+    def records(
+        self,
+        first: int = 1,
+        last: int | None = None,
+        *,
+        kind: Filter = None,
+        source: Filter = None,
+        reverse: bool = False,
+    ) -> Iterator[Record]:
+        """Yield the records with seqs `first`..`last` (to the end by default), of some kinds and sources.
+
+        Forwards this is a prefix-true snapshot: it ends at a slot that was free when it got there. Raises NotFound,
+        Deleted, Corrupt, Unavailable.
+        """
+        _check_range(first, last)
+        return self._delivering(self._reader.records(first, last, Selection(kind, source), reverse=reverse))
+
+    def last(self, k: int, *, kind: Filter = None, source: Filter = None) -> list[Record]:
+        """Return the last `k` records (of some kinds and sources), in seq order, at a cost that does not grow."""
+        return list(self._delivering(iter(self._reader.last(k, Selection(kind, source)))))
+
+    def entries(
+        self,
+        first: int = 1,
+        last: int | None = None,
+        *,
+        kind: Filter = None,
+        source: Filter = None,
+        reverse: bool = False,
+        invalid: Literal["raise", "raw"] = "raise",
+    ) -> Iterator[Any]:
+        """Yield the decoded entries of the selected records; control records hold none.
+
+        A stored line that is no JSON raises InvalidRequest, or is yielded as bytes with `invalid="raw"`.
+        """
+        _check_range(first, last)
+        selection = Selection(kind, source)
+        if not reverse:
+            return self._reader.entries(first, last, selection, invalid)
+        backwards = self._reader.records(first, last, selection, reverse=True)
+        return (entry for record in backwards for entry in reversed(record.entries(invalid=invalid)))
+
+    def iter_jsonl(
+        self,
+        first: int = 1,
+        last: int | None = None,
+        *,
+        kind: Filter = None,
+        source: Filter = None,
+        exclude_source: Filter = None,
+    ) -> Iterator[bytes]:
+        """Yield the view in pieces: exactly the bytes that were appended, in seq order.
+
+        Only where a record lacks its final newline and another one follows, a newline stands between them.
+        """
+        _check_range(first, last)
+        return self._reader.view(first, last, Selection(kind, source, exclude_source))
+
+    def read_jsonl(
+        self,
+        first: int = 1,
+        last: int | None = None,
+        *,
+        kind: Filter = None,
+        source: Filter = None,
+        exclude_source: Filter = None,
+    ) -> bytes:
+        """Return the view's bytes; see `iter_jsonl`."""
+        pieces = self.iter_jsonl(first, last, kind=kind, source=source, exclude_source=exclude_source)
+        return b"".join(pieces)
+
+    def follow(
+        self,
+        after: int | None = None,
+        *,
+        poll_ms: int = 1000,
+        watch: bool = True,
+        stop: threading.Event | None = None,
+    ) -> Follower:
+        """Return an iterator (and async iterator) over the records after seq `after`, from now on by default.
+
+        It waits for more until `stop` is set or it is closed. Woken by the system's notifications where there are
+        any (`watch`), and every `poll_ms` milliseconds in any case.
+        """
+        return Follower(
+            self._log, self._reader, after, poll_ms=poll_ms, watch=watch, stop=stop, delivered=self._deliver
+        )
+
+    # -------------------------------------------------------------- facts
+
+    def head(self) -> int:
+        """Return the last seq; 0 for an empty session."""
+        return self._reader.head()
+
+    def info(self) -> SessionInfo:
+        """Return the session's facts, of a deleted one too. Raises NotFound, Corrupt."""
+        manifest = self._log.glance()[1]
+        head = manifest.watermark if manifest.state != "open" else self._reader.head()
+        return SessionInfo(
+            self.id,
+            head,
+            manifest.watermark,
+            manifest.generation,
+            len(manifest.segments),
+            manifest.state,
+            manifest.archived,
+            manifest.durability,
+            manifest.created_at,
+        )
+
+    def describe(self, *, on_progress: Progress | None = None) -> Description:
+        """Read the whole session and count it; `on_progress` is called with (records done, records in all)."""
+        total = self.head()
+
+        def counted() -> Iterator[Record]:
+            for record in self._reader.records(1, None, Selection(), reverse=False):
+                if on_progress is not None and record.seq % 1000 == 0:
+                    on_progress(record.seq, total)
+                yield record
+
+        return describe_records(counted())
+
+    def files(self) -> list[tuple[str, int]]:
+        """Return (path relative to the store, size in bytes) of the files that hold the session, in reading order."""
+        manifest = self._log.look()
+        out = [(self._log.keys.manifest, len(self._log.backend.read(self._log.keys.manifest) or b""))]
+        out += [(self._log.keys.segment(segment), segment.size) for segment in manifest.segments]
+        for seq in self._log.listed(manifest.watermark):
+            data = self._log.shard(seq)
+            if data is not None:
+                out.append((self._log.keys.shard(seq), len(data)))
+        return out
+
+    # -------------------------------------------------------------- maintenance
+
+    def compact(self, *, on_progress: Progress | None = None) -> CompactReport:
+        """Merge the shards into segments now. Raises NotFound, Corrupt, Unavailable."""
+        return compact(self._log, on_progress=on_progress)
+
+    def verify(self) -> list[Finding]:
+        """Read everything and return what is damaged or odd; writers may go on meanwhile."""
+        return verify_session(self._log)
+
+    def repair(self) -> list[Finding]:
+        """Repair what can be; run it while nobody appends. See `shardstore.repair` for what it may do."""
+        return repair_session(self._log)
+
+    def archive(self) -> None:
+        """Flag the session as archived: listings leave it out, everything else goes on."""
+        self._writer.mark(archived=True)
+
+    def unarchive(self) -> None:
+        """Take the archive flag back."""
+        self._writer.mark(archived=False)
+
+    def delete(self) -> None:
+        """Delete the session and its bytes for good; its id answers Deleted from now on and is never used again.
+
+        Repeating it after a crash goes on where it stopped.
+        """
+        self._writer.delete()
+        with self._log.backend.exclusive(self._log.keys.folder) as held:
+            if held:
+                sweep(self._log)
+
+    def close(self) -> None:
+        """Wait for a compaction that this handle began."""
+        running = self._compacting
+        if running is not None and running.is_alive() and running is not threading.current_thread():
+            running.join()
+
+
+def _check_range(first: int, last: int | None) -> None:
+    if not 1 <= first <= SEQ_MAX or (last is not None and last < 0):
+        raise InvalidRequest(describe("seqs begin at 1", first=first, last=last))
+
+
+def _check_seqs(**seqs: int | None) -> None:
+    for name, seq in seqs.items():
+        if seq is not None and (isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq <= SEQ_MAX):
+            raise InvalidRequest(describe(f"{name} must be a whole number from 0 on", got=seq))

@@ -1,0 +1,222 @@
+"""Verification: read everything that a session claims to hold, and name every damage and every oddity.
+
+Rule: it only reads, and it never cries wolf: writers and compactors may go on meanwhile, so what looks damaged is
+damaged only if the manifest, looked at afterwards, still wants it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from shardstore.errors import Corrupt, NotFound, UnsupportedFormat, describe
+from shardstore.layout import (
+    DAMAGED,
+    SEGMENTS,
+    SHARDS,
+    TEMP_PREFIX,
+    parse_segment_name,
+    parse_shard_name,
+    segment_name,
+)
+from shardstore.log import SessionLog, Vanished
+from shardstore.manifest import Manifest, SegmentRef
+from shardstore.record import Header, counts_as_turn, decode_shard
+from shardstore.segment import KEY_PAIRS, TRAILER_BYTES, TURN_FLAG, IndexEntry, check_trailer, key_hash, kind_of
+
+__all__ = ["Finding", "verify_session"]
+
+RESTARTS_MAX = 20  # times a session may be merged away under the verifier before it gives up
+READ_BYTES = 8 << 20
+_KNOWN = {"manifest.json", "head", SHARDS, SEGMENTS, DAMAGED}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One damage or note: what it is, where it lies (a path relative to the store), which seqs, what to do."""
+
+    session: str
+    what: str
+    where: str
+    seqs: tuple[int, int] | None
+    severity: Literal["damage", "note"]
+    advice: str
+    repaired: bool = False
+
+
+def verify_session(log: SessionLog) -> list[Finding]:
+    """Return everything that is wrong or odd about a session; an empty list says that every record reads back."""
+    for _ in range(RESTARTS_MAX):
+        try:
+            return _verify(log)
+        except Vanished:
+            continue
+    raise Corrupt(describe("segments kept vanishing during verification", session=log.id))
+
+
+def _verify(log: SessionLog) -> list[Finding]:
+    try:
+        manifest = log.glance()[1]
+    except NotFound:
+        return _without_manifest(log)
+    except UnsupportedFormat as error:
+        return [_damage(log, "newer-format", log.keys.manifest, None, f"upgrade shardstore ({error})")]
+    except Corrupt as error:
+        return [_damage(log, "damaged-manifest", log.keys.manifest, None, f"repair rebuilds it ({error})")]
+    findings: list[Finding] = []
+    for segment in manifest.segments:
+        findings += _segment(log, manifest, segment)
+    findings += _shards(log, manifest)
+    findings += _leftovers(log, log.glance()[1])
+    return findings
+
+
+def _damage(log: SessionLog, what: str, where: str, seqs: tuple[int, int] | None, advice: str) -> Finding:
+    return Finding(log.id, what, where, seqs, "damage", advice)
+
+
+def _note(log: SessionLog, what: str, where: str, advice: str) -> Finding:
+    return Finding(log.id, what, where, None, "note", advice)
+
+
+def _without_manifest(log: SessionLog) -> list[Finding]:
+    if is_headless(log):
+        return [_damage(log, "missing-manifest", log.keys.manifest, None, "repair rebuilds it from what is there")]
+    return [_note(log, "unfinished-birth", log.keys.folder, "nothing was acknowledged in it; it may be removed")]
+
+
+def is_headless(log: SessionLog) -> bool:
+    """Say whether a folder without a manifest holds what only a session can hold: shards, or compacted segments."""
+    if log.listed(0):
+        return True
+    parsed = [parse_segment_name(name) for name in log.backend.list(log.keys.segments)]
+    return any(names is not None and names[2] > 0 for names in parsed)
+
+
+# ------------------------------------------------------------------ segments
+
+
+def _segment(log: SessionLog, manifest: Manifest, segment: SegmentRef) -> list[Finding]:
+    where = log.keys.segment(segment)
+    seqs = (segment.first, segment.last)
+    if log.backend.read(where, length=0) is None:
+        if segment in log.glance()[1].segments:
+            return [_damage(log, "missing-segment", where, seqs, "restore it from a backup; repair marks them lost")]
+        raise Vanished(segment)
+    try:
+        check_trailer(segment, log.segment_bytes(segment, segment.size - TRAILER_BYTES, TRAILER_BYTES), what=where)
+        if log.backend.read(where, start=segment.size, length=1):
+            return [_damage(log, "damaged-segment", where, seqs, "bytes were appended to it; repair rewrites it")]
+        bad = [seq for seq, shard, _ in walk_segment(log, segment) if shard is None]
+        _check_keys(log, manifest, segment)
+    except Corrupt as error:
+        return [_damage(log, "damaged-segment", where, seqs, f"repair keeps what can be read ({error})")]
+    return [
+        _damage(log, "damaged-record", where, (seq, seq), "restore it from a backup; repair marks it lost")
+        for seq in bad
+    ]
+
+
+def walk_segment(log: SessionLog, segment: SegmentRef) -> Iterator[tuple[int, bytes | None, Header | None]]:
+    """Yield (seq, shard bytes, header) of every record, None where it can't be read. Raises Vanished, Corrupt."""
+    seq = segment.first
+    for entries in log.entries(segment, segment.first, segment.last):
+        begin = 0
+        while begin < len(entries):
+            end, size = begin + 1, _length(entries[begin])
+            while end < len(entries) and size + _length(entries[end]) <= READ_BYTES:
+                size += _length(entries[end])
+                end += 1
+            origin = entries[begin].offset
+            data = log.segment_bytes(segment, origin, size)
+            for entry in entries[begin:end]:
+                shard = data[entry.offset - origin : entry.offset - origin + _length(entry)]
+                header = check_record(entry, shard)
+                yield seq, shard if header is not None else None, header
+                seq += 1
+            begin = end
+
+
+def _length(entry: IndexEntry) -> int:
+    return entry.header_length + entry.payload_length
+
+
+def check_record(entry: IndexEntry, shard: bytes) -> Header | None:
+    """Return the header if the shard is whole and is what its index entry says."""
+    try:
+        header, _, header_length = decode_shard(shard, what="")
+        turn = bool(entry.flags & TURN_FLAG)
+        same = kind_of(entry.flags) == header.kind and turn == counts_as_turn(header.kind, header.source)
+    except Corrupt:
+        return None
+    return header if same and header_length == entry.header_length else None
+
+
+def _check_keys(log: SessionLog, manifest: Manifest, segment: SegmentRef) -> None:
+    pairs = {pair for number in range(-(-segment.keys // KEY_PAIRS)) for pair in log.key_pairs(segment, number)}
+    found = set()
+    for seq, _, header in walk_segment(log, segment) if segment.keys else ():
+        if header is not None and header.key is not None:
+            found.add((key_hash(header.key), seq))
+    if not found <= pairs:
+        raise Corrupt(describe("keys of a segment are not in its footer", generation=manifest.generation))
+
+
+# ------------------------------------------------------------------ shards and the rest
+
+
+def _shards(log: SessionLog, manifest: Manifest) -> list[Finding]:
+    """Check the shards above W; start again if they were compacted meanwhile."""
+    findings: list[Finding] = []
+    listed = log.listed(manifest.watermark)
+    for seq in range(manifest.watermark + 1, (listed[-1] if listed else 0) + 1):
+        data = log.shard(seq)
+        what = "missing-shard" if data is None else "torn-shard" if _is_torn(log, seq, data) else ""
+        if not what:
+            continue
+        if log.glance()[1].watermark >= seq:
+            raise Vanished(seq)
+        if what == "torn-shard" and manifest.durability == "none":
+            findings.append(
+                _note(log, what, log.keys.shard(seq), "an unsynced record did not survive; it reads as lost")
+            )
+        else:
+            advice = "restore it from a backup; repair marks it lost and keeps the original in damaged/"
+            findings.append(_damage(log, what, log.keys.shard(seq), (seq, seq), advice))
+    return findings
+
+
+def _is_torn(log: SessionLog, seq: int, data: bytes) -> bool:
+    try:
+        decode_shard(data, what=log.keys.shard(seq))
+    except Corrupt:
+        return True
+    return False
+
+
+def _leftovers(log: SessionLog, manifest: Manifest) -> list[Finding]:
+    keys, backend = log.keys, log.backend
+    findings: list[Finding] = []
+    unswept = [
+        name
+        for name in backend.list(keys.shards)
+        if (seq := parse_shard_name(name)) is not None and seq <= manifest.watermark
+    ]
+    if unswept:
+        advice = f"{len(unswept)} files that compaction covers; the next one sweeps them"
+        findings.append(_note(log, "unswept-shard", keys.shards, advice))
+    named = {segment_name(segment) for segment in manifest.segments}
+    findings += [
+        _note(log, "unnamed-segment", f"{keys.segments}/{name}", "the next compaction sweeps it")
+        for name in backend.list(keys.segments)
+        if parse_segment_name(name) is not None and name not in named
+    ]
+    folders = [(keys.folder, _KNOWN.__contains__), (keys.shards, parse_shard_name), (keys.segments, parse_segment_name)]
+    findings += [
+        _note(log, "stray-file", f"{folder}/{name}", "not the store's; left alone")
+        for folder, known in folders
+        for name in backend.list(folder)
+        if not name.startswith(TEMP_PREFIX) and known(name) in (None, False)
+    ]
+    return findings
