@@ -10,6 +10,7 @@ What is stored and why it is safe stands in FORMAT.md beside this file.
 """
 
 from shardstore.aio import AsyncSession
+from shardstore.background import CompactionWarning
 from shardstore.compact import CompactReport
 from shardstore.describe import Description, Overlap, Tally
 from shardstore.errors import (
@@ -34,6 +35,7 @@ from shardstore.verify import Finding
 __all__ = [
     "AsyncSession",
     "CompactReport",
+    "CompactionWarning",
     "Conflict",
     "Corrupt",
     "Deleted",

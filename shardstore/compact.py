@@ -3,7 +3,7 @@
 Rule: write the new, publish it, and only then delete the old; and delete only what the manifest *as it is then* says
 is covered. Writers and readers never wait for any of it, and killed anywhere it leaves a correct store: the next one
 sweeps. A segment may go iff its base generation is below the current one and the current manifest does not name it.
-Strategy: a new segment swallows its neighbours while they are no larger than itself, so that a byte is rewritten
+Strategy: a new segment swallows its neighbours while they are at most twice its size, so that a byte is rewritten
 O(log n) times and a session has O(log n) segments; beyond MERGE_BYTES_MAX they stay as they are.
 """
 
@@ -26,7 +26,6 @@ __all__ = ["CompactReport", "compact"]
 SEGMENT_RECORDS_MAX = 1 << 18  # shards turned into one segment at once
 MERGE_BYTES_MAX = 256 << 20  # a segment of this size is not merged any more
 COPY_BYTES = 1 << 20  # read and written at once
-ROUNDS_MAX = 1_000  # segments made by one call
 
 Progress = Callable[[int, int | None], None]
 
@@ -59,7 +58,8 @@ def compact(log: SessionLog, *, on_progress: Progress | None = None) -> CompactR
         if not held:
             return CompactReport(log.id, True, 0, 0, 0, log.glance()[1].watermark)
         records = size = 0
-        for _ in range(ROUNDS_MAX):
+        goal = max(log.listed(log.glance()[1].watermark), default=0)  # what comes later is for the next compaction
+        while log.glance()[1].watermark < goal:
             made = _round(log)
             if made is None:
                 break
@@ -181,7 +181,7 @@ def _neighbours(
 ) -> tuple[tuple[SegmentRef, ...], tuple[SegmentRef, ...]]:
     """Split the segments into those that stay and those that are merged with `fresh`."""
     size, cut = fresh.size, len(segments)
-    while cut and segments[cut - 1].size <= size and size + segments[cut - 1].size <= MERGE_BYTES_MAX:
+    while cut and segments[cut - 1].size <= 2 * size and size + segments[cut - 1].size <= MERGE_BYTES_MAX:
         cut -= 1
         size += segments[cut].size
     return segments[:cut], segments[cut:]

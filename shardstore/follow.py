@@ -1,6 +1,7 @@
 """Following a session: records as they are committed, to a blocking or an asynchronous consumer.
 
-Rule: a follower delivers what a reader would deliver, in seq order, each record once; being woken is only a reason to
+Rule: a follower delivers what a reader would deliver, in seq order, each record once, and in a `sync` session only what
+a power loss can't take back; being woken is only a reason to
 read. So a missed or spurious wake-up costs latency, never a record, and polling alone is enough to be correct.
 The only door to watchfiles.
 """
@@ -148,8 +149,10 @@ class Follower:
         return False
 
     def _fetch(self) -> bool:
-        """Read one block of what is new; say whether there was any."""
+        """Read one block of what is new; say whether there was any. It is durable before anybody sees it."""
         for block in self._reader.blocks(self._next):
+            if self._log.look().durability == "sync":
+                self._log.backend.settle(self._log.keys.shards)
             self._ready.extend(block.records())
             self._next = block.last + 1
             return True

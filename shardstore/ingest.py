@@ -74,7 +74,11 @@ def restore(log: SessionLog, records: Iterable[Record], manifest: Manifest) -> i
 
 
 def _shard(record: bytes | NewRecord, bytes_max: int) -> Shard:
-    new = record if isinstance(record, NewRecord) else NewRecord(payload=bytes(record), source="import")
+    if not isinstance(record, (bytes, NewRecord)):
+        raise InvalidRequest(describe("an imported record is a line as bytes, or a NewRecord", got=type(record)))
+    new = record if isinstance(record, NewRecord) else NewRecord(payload=record, source="import")
+    if not new.payload:
+        raise InvalidRequest("an imported record has no bytes")
     check_fields(new.kind, new.source, new.key, len(new.payload), bytes_max=bytes_max)
     at_ms = now_ms() if new.at_ms is None else new.at_ms
     header = Header(FORMAT, new.kind, new.source, at_ms, None, new.key, new_nonce(), len(new.payload))

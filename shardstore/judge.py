@@ -8,10 +8,12 @@ later was read record by record and is remembered as the seq of each key and the
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
+from shardstore.errors import Unavailable, describe
 from shardstore.forksafe import ForkSafeLock
-from shardstore.log import SessionLog, Vanished
+from shardstore.log import LOOKS_MAX, SessionLog, Vanished
 from shardstore.manifest import Manifest
 from shardstore.reader import Reader
 from shardstore.record import counts_as_turn
@@ -19,6 +21,7 @@ from shardstore.segment import TURN_FLAG
 
 __all__ = ["Judge", "Verdict"]
 
+_T = TypeVar("_T")
 KEYS_MAX = 65_536  # remembered keys; beyond that the judge starts anew from the footers
 
 
@@ -66,23 +69,23 @@ class Judge:
 
     def _find(self, key: str) -> int | None:
         found = self._keys.get(key)
+        if found is not None or self._floor == 0:
+            return found
+        return self._from_segments(lambda manifest: self._log.find_key(manifest, key))
+
+    def _from_segments(self, ask: Callable[[Manifest], _T]) -> _T:
         manifest = self._log.look()
-        while found is None and self._floor > 0:
+        for _ in range(LOOKS_MAX):
             try:
-                return self._log.find_key(manifest, key)
+                return ask(manifest)
             except Vanished as gone:
                 manifest = self._log.look_after_vanishing(gone.args[0])
-        return found
+        raise Unavailable(describe("segments kept vanishing", session=self._log.id))
 
     def _turn_above(self, since: int) -> int:
         if self._last_turn > since or since >= self._floor:
             return self._last_turn if self._last_turn > since else 0
-        manifest = self._log.look()
-        while True:
-            try:
-                return self._turn_in_segments(manifest, since)
-            except Vanished as gone:
-                manifest = self._log.look_after_vanishing(gone.args[0])
+        return self._from_segments(lambda manifest: self._turn_in_segments(manifest, since))
 
     def _turn_in_segments(self, manifest: Manifest, since: int) -> int:
         found = 0

@@ -25,11 +25,11 @@ from shardstore.segment import (
     key_page_range,
 )
 
-__all__ = ["SessionLog", "Vanished", "segment_of"]
+__all__ = ["LOOKS_MAX", "SessionLog", "Vanished", "segment_of"]
 
 PAGES_AT_ONCE = 32  # index pages in one read, 128 KiB
 PAGES_KEPT = 16  # index pages remembered per handle, half a megabyte
-LOOKS_MAX = 10_000  # looks in one call before a session that is merged all the time counts as damaged
+LOOKS_MAX = 10_000  # looks in one call before a session that changes all the time counts as unavailable
 
 
 class Vanished(Exception):  # noqa: N818

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
-from shardstore.errors import Corrupt, InvalidRequest, describe
-from shardstore.log import SessionLog, Vanished, segment_of
+from shardstore.errors import Corrupt, InvalidRequest, Unavailable, describe
+from shardstore.log import LOOKS_MAX, SessionLog, Vanished, segment_of
 from shardstore.manifest import Manifest, SegmentRef
 from shardstore.record import KINDS, LOST, Record, decode_payloads, decode_shard, record_of
 from shardstore.segment import TURN_FLAG, IndexEntry
@@ -35,6 +35,8 @@ class Selection:
 
     def __init__(self, kind: Filter = None, source: Filter = None, exclude_source: Filter = None) -> None:
         self.kinds = _as_set(kind)
+        if self.kinds is not None and not self.kinds <= set(KINDS):
+            raise InvalidRequest(describe("no such kind", kind=sorted(self.kinds - set(KINDS)), known=KINDS))
         self.sources = _as_set(source)
         self.without = _as_set(exclude_source) or frozenset()
 
@@ -307,12 +309,13 @@ class Reader:
         hint = self._log.backend.hint(self._log.keys.folder)
         if hint > head and self._log.has_shard(hint):
             head = hint
-        while True:
+        for _ in range(LOOKS_MAX):
             head = self._gallop(head)
             watermark = self._log.look().watermark
             if watermark <= head:
                 return head
             head = watermark
+        raise Unavailable(describe("the head kept moving", session=self._log.id, head=head))
 
     def _gallop(self, seen: int) -> int:
         """Return n >= `seen` where n was seen and n + 1 was missing."""

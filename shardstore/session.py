@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shardstore.backends.base import Backend
+from shardstore.background import Background
 from shardstore.compact import CompactReport, compact, sweep
 from shardstore.describe import Description, describe_records
 from shardstore.errors import InvalidRequest, describe
@@ -59,7 +60,9 @@ class SessionInfo:
 class Session:
     """One session. Made by `Store.session`; creating a handle touches nothing."""
 
-    def __init__(self, backend: Backend, session_id: str, options: Options, *, create: bool) -> None:
+    def __init__(
+        self, backend: Backend, session_id: str, options: Options, background: Background, *, create: bool
+    ) -> None:
         self._log = SessionLog(backend, session_id)
         self._options = options
         self._reader = Reader(self._log)
@@ -69,8 +72,8 @@ class Session:
             birth=options.durability if create else None,
             committed=self._on_commit,
         )
+        self._background = background
         self._last_delivered = 0
-        self._compacting: threading.Thread | None = None
 
     def __repr__(self) -> str:
         return f"<shardstore.Session {self.id!r}>"
@@ -130,19 +133,7 @@ class Session:
         threshold = self._options.compact_shards
         if threshold is None or seq - watermark < threshold or (seq - watermark) % max(threshold // 8, 1):
             return
-        running = self._compacting
-        if running is None or not running.is_alive():
-            self._compacting = threading.Thread(target=self._compact_quietly, name=f"shardstore-compact-{self.id}")
-            self._compacting.start()
-
-    def _compact_quietly(self) -> None:
-        """Compact; what stands in the way is no error of the append that began it, and `compact()` will report it."""
-        try:
-            compact(SessionLog(self._log.backend, self.id))
-        except Exception as error:
-            self.compact_error = error
-
-    compact_error: Exception | None = None
+        self._background.start(self.id, self.compact)
 
     # -------------------------------------------------------------- read
 
@@ -318,12 +309,6 @@ class Session:
         with self._log.backend.exclusive(self._log.keys.folder) as held:
             if held:
                 sweep(self._log)
-
-    def close(self) -> None:
-        """Wait for a compaction that this handle began."""
-        running = self._compacting
-        if running is not None and running.is_alive() and running is not threading.current_thread():
-            running.join()
 
 
 def _check_range(first: int, last: int | None) -> None:

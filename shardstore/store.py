@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from shardstore.backends.base import Backend, Draft
 from shardstore.backends.local import LocalBackend, make_root
+from shardstore.background import Background
 from shardstore.compact import CompactReport
 from shardstore.errors import Conflict, Corrupt, InvalidRequest, NotFound, describe
 from shardstore.ingest import ingest, restore
@@ -101,7 +102,7 @@ class Store:
     def __init__(self, backend: Backend, options: Options, path: str) -> None:
         self._backend = backend
         self._options = options
-        self._handles: list[Session] = []
+        self._background = Background()
         self.path = path
 
     def __repr__(self) -> str:
@@ -115,6 +116,7 @@ class Store:
 
     def close(self) -> None:
         """Wait for compactions that this store's handles began, and let go of every descriptor."""
+        self._background.join()
         self._backend.close()
 
     # -------------------------------------------------------------- sessions
@@ -125,7 +127,7 @@ class Store:
         With `create`, the first append gives birth to a session that does not exist. Raises InvalidRequest for an id
         that is empty, or too long once it is quoted as a file name.
         """
-        return Session(self._backend, id, self._options, create=create)
+        return Session(self._backend, id, self._options, self._background, create=create)
 
     def create(self, id: str, *, durability: Durability | None = None) -> Session:  # noqa: A002
         """Create the session `id`, empty. Raises Conflict if it exists, Deleted if it did."""

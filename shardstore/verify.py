@@ -67,7 +67,8 @@ def _verify(log: SessionLog) -> list[Finding]:
     findings: list[Finding] = []
     for segment in manifest.segments:
         findings += _segment(log, manifest, segment)
-    findings += _shards(log, manifest)
+    if manifest.state != "deleted":
+        findings += _shards(log, manifest)
     findings += _leftovers(log, log.glance()[1])
     return findings
 

@@ -27,7 +27,7 @@ from shardstore.errors import (
     describe,
 )
 from shardstore.judge import Judge
-from shardstore.log import SessionLog, Vanished
+from shardstore.log import LOOKS_MAX, SessionLog, Vanished
 from shardstore.manifest import Durability, Manifest, encode_manifest, successor
 from shardstore.reader import Reader
 from shardstore.record import DELETE, FORMAT, LOST, Header, Kind, Receipt, counts_as_turn, encode_header
@@ -35,7 +35,6 @@ from shardstore.record import DELETE, FORMAT, LOST, Header, Kind, Receipt, count
 __all__ = ["Writer", "bear", "new_nonce", "now_ms"]
 
 ATTEMPTS_MAX = 1_000_000  # slots tried by one append before it calls the session unavailable
-LOOKS_MAX = 10_000  # looks of one append while its segment is merged away again and again
 
 
 def new_nonce() -> str:
@@ -183,6 +182,9 @@ class Writer:
         draft.visible = partial(self._note, seq)
         try:
             return self._backend.create(self._log.keys.shard(seq), draft, sync=self._sync)
+        except Unavailable:
+            self._head = -1  # perhaps a folder was removed: begin the next append with a look
+            raise
         except OutcomeUnknown as error:
             raise OutcomeUnknown(
                 describe("a record is visible, but perhaps not durable", seq=seq, nonce=nonce, reason=str(error)),
@@ -298,12 +300,13 @@ class Writer:
 
     def mark(self, *, archived: bool) -> None:
         """Set or clear the archive flag. Raises NotFound, Deleted, Unavailable."""
-        while True:
+        for _ in range(LOOKS_MAX):
             self._log.look()
             seen, manifest = self._log.glance()
             if manifest.archived == archived:
                 return
             self._advance(seen, manifest, archived=archived)
+        raise Unavailable(describe("the manifest kept changing", session=self._log.id))
 
 
 def lost_draft() -> Draft:

@@ -23,7 +23,7 @@ from shardstore.backends.filesystems import refuse_remote
 from shardstore.backends.handles import Folder, Held, Temp
 from shardstore.errors import Corrupt, InvalidRequest, NotFound, OutcomeUnknown, Unavailable, describe
 from shardstore.forksafe import ForkSafeLock
-from shardstore.layout import SESSIONS, TEMP_PREFIX
+from shardstore.layout import SESSIONS, SHARDS, TEMP_PREFIX
 
 __all__ = ["LocalBackend", "make_root"]
 
@@ -86,12 +86,12 @@ class LocalBackend:
         return self._folders.setdefault(prefix, folder)
 
     def _make(self, prefix: str) -> Folder:
-        """Return the held folder, made if need be, together with those above it."""
+        """Return the held folder, made if need be; a shard's folder only if its session's is there."""
         try:
             return self._folder(prefix)
         except FileNotFoundError:
             parent, _, name = prefix.rpartition("/")
-            above = self._make(parent)
+            above = self._folder(parent) if name == SHARDS else self._make(parent)
             syscalls.make_folder(name, above.fd)
             if prefix == SESSIONS:
                 syscalls.spread_children(self._folder(prefix).fd)

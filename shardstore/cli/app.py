@@ -1,0 +1,165 @@
+"""The group of commands: which store, which exit code, and what a user sees of an error.
+
+Every command raises; only `run` prints errors and chooses codes. So a command is the same few straight lines whether
+it is run, tested or interrupted. The codes are a promise, `shardstore --help` lists them, and there is one for each
+next move of the caller, as there is one error class (see `shardstore.errors`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+
+import shardstore
+from shardstore.cli.output import flush, visible
+
+__all__ = ["EXIT_FAILED", "Settings", "cli", "open_store", "pass_settings", "run"]
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NOT_FOUND = 3
+EXIT_CONFLICT = 4
+EXIT_UNAVAILABLE = 5
+EXIT_OUTCOME_UNKNOWN = 6
+EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141
+
+HELP = """Transcripts of agents, one session a log: append-only, lock-free for writers, nothing finished is lost.
+
+A store is a directory of sessions. A session is one ordered log of records; a record is what one append committed,
+atomically: one JSONL line or several. Any number of processes may append, read and compact at the same time.
+
+\b
+  shardstore demo                                  see what it is for, in under a minute
+  shardstore import ~/.pi/agent/sessions/a.jsonl   bring a transcript in
+  shardstore append a '{"role":"user"}'            commit a record
+  shardstore cat a                                 the transcript, byte for byte
+  shardstore tail -f a                             watch it grow
+
+\b
+The store is the first of
+  --store DIR, $SHARDSTORE_PATH, ~/.shardstore
+`import` and `append` make it where it is missing; no other command does, so a mistyped path is an error.
+
+With --json a command prints to stdout either one JSON document or one JSON document a line (its help says which),
+always ASCII. Progress and errors go to stderr.
+
+\b
+Exit codes
+    0  done
+    1  damage was found, or the store could not be read because of damage
+    2  the request was wrong: usage, not JSON, an invalid id
+    3  no such store or session, or it was deleted
+    4  conflict: it exists already, or a turn came between
+    5  the disk, a permission or a limit stands in the way; nothing was committed
+    6  the outcome is unknown: it may or may not have been committed
+  130  interrupted (Ctrl-C)
+  141  the reader of stdout went away
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the global options chose."""
+
+    store_path: str
+
+
+pass_settings = click.make_pass_decorator(Settings)
+
+
+@click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118})
+@click.option(
+    "--store",
+    "store_path",
+    metavar="DIR",
+    envvar="SHARDSTORE_PATH",
+    default="~/.shardstore",
+    show_default=True,
+    help="The store's directory (also $SHARDSTORE_PATH).",
+)
+@click.version_option(package_name="shardstore", prog_name="shardstore")
+@click.pass_context
+def cli(context: click.Context, store_path: str) -> None:
+    if not store_path:
+        raise shardstore.InvalidRequest("the store's path is empty")
+    context.obj = Settings(store_path=os.path.expanduser(store_path))
+
+
+def open_store(
+    settings: Settings, *, create: bool = False, durability: str = "sync", background: bool = False
+) -> shardstore.Store:
+    """Open the chosen store; only commands that write new sessions may make it.
+
+    Background compaction is left to processes that live: a command is gone before it would be of use.
+    """
+    compact_shards = 1024 if background else None
+    return shardstore.open(settings.store_path, create=create, durability=durability, compact_shards=compact_shards)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; return its exit code. Every error becomes one line on stderr, or none at all."""
+    _add_commands()
+    try:
+        cli.main(args=None if arguments is None else list(arguments), prog_name="shardstore", standalone_mode=False)
+        flush()
+    except click.exceptions.Exit as stopped:
+        return stopped.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _forget_stdout()
+        return EXIT_PIPE_CLOSED
+    except click.UsageError as error:
+        hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+        return _fail(EXIT_USAGE, error.format_message() + hint)
+    except click.ClickException as error:
+        return _fail(EXIT_USAGE, error.format_message())
+    except shardstore.ShardstoreError as error:
+        return _fail(_code_of(error), str(error))
+    except OSError as error:
+        return _fail(EXIT_UNAVAILABLE, str(error))
+    return EXIT_OK
+
+
+def _code_of(error: shardstore.ShardstoreError) -> int:
+    """Return the exit code of one of the engine's errors."""
+    codes: list[tuple[type[shardstore.ShardstoreError], int]] = [
+        (shardstore.InvalidRequest, EXIT_USAGE),
+        (shardstore.NotFound, EXIT_NOT_FOUND),
+        (shardstore.Conflict, EXIT_CONFLICT),
+        (shardstore.Unavailable, EXIT_UNAVAILABLE),
+        (shardstore.OutcomeUnknown, EXIT_OUTCOME_UNKNOWN),
+    ]
+    return next((code for kind, code in codes if isinstance(error, kind)), EXIT_FAILED)
+
+
+def _fail(code: int, message: str) -> int:
+    """Print one line to stderr and return `code`; what was printed so far goes first."""
+    try:
+        flush()
+    except OSError:  # stdout is gone as well: the message below is all that can still be said
+        _forget_stdout()
+    print(f"shardstore: {visible(message)}", file=sys.stderr)
+    return code
+
+
+def _forget_stdout() -> None:
+    """Send what is still buffered nowhere, so that the interpreter does not complain about it as it exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def _add_commands() -> None:
+    """Import the commands; each module adds its own to `cli`."""
+    from shardstore.cli import exporting, reading, trial, upkeep, writing
+
+    for module in (writing, reading, exporting, upkeep, trial):
+        for command in module.COMMANDS:
+            cli.add_command(command)

@@ -1,0 +1,134 @@
+"""What is printed: payload bytes, JSON, tables, progress bars.
+
+Three rules. Payload bytes pass through untouched. JSON is ASCII, so that neither a terminal nor a locale can change
+its meaning. Anything else that a writer chose is shown with its control characters escaped: an id may hold an escape
+sequence, and a terminal would obey it.
+
+Tables are rendered to text first and written here, because rich would end the process by itself, with its own code,
+when the reader of a pipe has gone away.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+__all__ = [
+    "flush",
+    "note",
+    "progress_bar",
+    "show_size",
+    "show_table",
+    "show_time",
+    "visible",
+    "write_bytes",
+    "write_json",
+    "write_line",
+]
+
+Advance: TypeAlias = Callable[[int, int | None], None]
+PIPED_WIDTH_COLUMNS = 2_000  # a pipe has no width: never cut a cell short
+UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def visible(text: str) -> str:
+    """Return `text` with every character that a terminal might act on written as an escape."""
+    return "".join(_escape(character) if _unsafe(character) else character for character in text)
+
+
+def _unsafe(character: str) -> bool:
+    return unicodedata.category(character) in UNSAFE_CATEGORIES
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def write_bytes(chunk: bytes) -> None:
+    """Write payload bytes to stdout, untouched."""
+    sys.stdout.buffer.write(chunk)
+
+
+def write_line(text: str) -> None:
+    """Write one line of our own words to stdout; what the locale can't encode is escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.buffer.write(text.encode(encoding, "backslashreplace") + b"\n")
+
+
+def write_json(document: object) -> None:
+    """Write one JSON document on a line of its own."""
+    sys.stdout.buffer.write(json.dumps(document, ensure_ascii=True).encode("ascii") + b"\n")
+
+
+def note(text: str) -> None:
+    """Tell a person on stderr what stdout does not carry."""
+    print(text, file=sys.stderr)
+
+
+def flush() -> None:
+    """Hand everything written so far to the reader of stdout; raises as the write would have."""
+    sys.stdout.buffer.flush()
+    sys.stdout.flush()
+
+
+def show_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
+    """Write a table; `right` has an `r` at the place of each column that is aligned to the right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        numeric = right[place : place + 1] == "r"
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    on_terminal = sys.stdout.isatty()
+    canvas = io.StringIO()
+    width = None if on_terminal else PIPED_WIDTH_COLUMNS
+    Console(file=canvas, force_terminal=on_terminal, width=width, highlight=False).print(table)
+    for line in canvas.getvalue().splitlines():
+        write_line(line.rstrip())
+
+
+def show_size(size_bytes: int) -> str:
+    """Return a size as a person reads it; the exact number is in the JSON."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    size = float(size_bytes)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size /= 1024
+        if size < 1024 or unit == "TiB":
+            break
+    return f"{size:.1f} {unit}"
+
+
+def show_time(at_ms: int | None) -> str:
+    """Return a moment in UTC to the second, or `-`; a time that no calendar has is shown as its number."""
+    if at_ms is None:
+        return "-"
+    try:
+        return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return f"{at_ms} ms"
+
+
+@contextmanager
+def progress_bar(what: str, *, total: int | None = None, is_bytes: bool = False) -> Iterator[Advance]:
+    """Show a bar on stderr while the block runs, if stderr is a terminal; yields `advance(done, total)`."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    count = DownloadColumn(binary_units=True) if is_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(Text(visible(what)).markup, total=total)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)

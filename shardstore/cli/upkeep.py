@@ -1,0 +1,141 @@
+"""Commands that look after a store: compact, verify, backup. All of them run beside writers and readers."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+import shardstore
+from shardstore.cli.app import EXIT_FAILED, Settings, open_store, pass_settings
+from shardstore.cli.documents import of_compaction, of_finding
+from shardstore.cli.output import flush, progress_bar, show_size, show_table, visible, write_json, write_line
+
+__all__ = ["COMMANDS"]
+
+
+@click.command("compact")
+@click.argument("session_id", metavar="[SESSION]", required=False)
+@click.option("--watch", is_flag=True, help="Go on for ever, every --interval seconds, until Ctrl-C.")
+@click.option("--interval", "interval_s", type=click.FloatRange(min=0.1, max=86_400), default=5.0, show_default=True,
+              metavar="SECONDS", help="How long --watch rests between two rounds.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line for each session compacted.")
+@pass_settings
+def compact(settings: Settings, session_id: str | None, watch: bool, interval_s: float, as_json: bool) -> None:
+    """Gather loose records into segments, so that long sessions load fast.
+
+    Nobody waits for it: writers append and readers read meanwhile, and killing it at any moment leaves a correct
+    store. A session that another process is compacting is passed over. Long-lived writers compact by themselves;
+    --watch is for those who would rather have a process for it. Without SESSION: every session.
+
+    \b
+    Examples:  shardstore compact
+               shardstore compact --watch --interval 30
+    """
+    with open_store(settings) as store:
+        while True:
+            if session_id is None:
+                with progress_bar("compacting") as advance:
+                    reports = store.compact(on_progress=advance)
+            else:
+                reports = [store.session(session_id, create=False).compact()]
+            _print_compactions(reports, quiet=watch, as_json=as_json)
+            if not watch:
+                return
+            flush()
+            time.sleep(interval_s)
+
+
+def _print_compactions(reports: list[shardstore.CompactReport], *, quiet: bool, as_json: bool) -> None:
+    """Print what was done; a watcher stays silent about sessions in which there was nothing to do."""
+    for report in reports:
+        if quiet and not report.records and not report.swept:
+            continue
+        if as_json:
+            write_json(of_compaction(report))
+        elif report.skipped:
+            write_line(f"{visible(report.session)}: passed over, another process is compacting it")
+        else:
+            work = f"{report.records:,} records, {show_size(report.bytes)}, {report.swept:,} files removed"
+            write_line(f"{visible(report.session)}: compacted up to record {report.watermark:,} ({work})")
+    if not reports and not quiet and not as_json:
+        write_line("no sessions")
+
+
+@click.command("verify")
+@click.argument("session_id", metavar="[SESSION]", required=False)
+@click.option("--repair", is_flag=True, help="Mend what can be mended, then verify again. Stop the writers first.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@pass_settings
+def verify(settings: Settings, session_id: str | None, repair: bool, as_json: bool) -> None:
+    """Read every byte of the store, or of one session, and name every damage.
+
+    Exit code 0: every record that was acknowledged is there and is what was written. Exit code 1: damage remains.
+    Notes are no damage: files that the next compaction removes. --repair never removes a record that can still be
+    read; it puts a `lost` record where one is missing and keeps a torn file beside.
+
+    \b
+    Example:  shardstore verify && shardstore backup /mnt/backup/today
+    """
+    with open_store(settings) as store:
+        target = store if session_id is None else store.session(session_id, create=False)
+        done = target.repair() if repair else []
+        with progress_bar("verifying") as advance:
+            found = store.verify(on_progress=advance) if session_id is None else target.verify()
+    damages = [finding for finding in found if finding.severity == "damage"]
+    if as_json:
+        document = {"ok": not damages, "findings": [of_finding(finding) for finding in found]}
+        write_json({**document, "repairs": [of_finding(finding) for finding in done]})
+    else:
+        _print_findings("repaired", done)
+        _print_findings("found", found)
+        notes = len(found) - len(damages)
+        write_line(f"{_count(len(damages), 'damage')}, {_count(notes, 'note')}" if found else "no damage")
+    if damages:
+        click.get_current_context().exit(EXIT_FAILED)
+
+
+def _print_findings(title: str, findings: list[shardstore.Finding]) -> None:
+    """Print findings as a table, or nothing where there are none."""
+    rows = [
+        [finding.severity, finding.what, finding.session, _range(finding.seqs), finding.where, finding.advice]
+        for finding in findings
+    ]
+    if rows:
+        show_table(title, ["", "what", "session", "records", "where", "advice"], rows)
+
+
+def _range(seqs: tuple[int, int] | None) -> str:
+    """Return a range of records as a person writes it."""
+    if seqs is None:
+        return "-"
+    return str(seqs[0]) if seqs[0] == seqs[1] else f"{seqs[0]}-{seqs[1]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+@click.command("backup")
+@click.argument("target", type=click.Path(file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@pass_settings
+def backup(settings: Settings, target: str, as_json: bool) -> None:
+    """Copy the store into TARGET (absent or an empty folder) while it is in use.
+
+    The copy is a correct store: each session in it is a prefix of the original that holds everything acknowledged
+    before its copying began. A plain `cp -r` does not promise that: it may catch an old manifest and files that are
+    newer.
+
+    \b
+    Example:  shardstore backup /mnt/backup/2026-01-31
+    """
+    with open_store(settings) as store, progress_bar("copying") as advance:
+        sessions = store.backup(target, on_progress=advance)
+    if as_json:
+        write_json({"target": target, "sessions": sessions})
+    else:
+        write_line(f"{_count(sessions, 'session')} copied to {visible(target)}")
+
+
+COMMANDS = [compact, verify, backup]

@@ -1,0 +1,277 @@
+"""Commands that add to a store or end a session: import, append, archive, delete.
+
+Input is bounded: a line or a record longer than the limit is refused before it is held in memory whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+import shardstore
+from shardstore.cli.app import Settings, open_store, pass_settings
+from shardstore.cli.documents import of_receipt
+from shardstore.cli.output import Advance, flush, progress_bar, visible, write_json, write_line
+
+__all__ = ["COMMANDS"]
+
+RECORD_BYTES_MAX = 64 << 20  # the engine's default limit, which a command has no reason to change
+PROGRESS_STEP_BYTES = 1 << 20
+
+durability_option = click.option(
+    "--durability",
+    type=click.Choice(["sync", "none"]),
+    default="sync",
+    show_default=True,
+    help="What an acknowledgement survives, for a session born by this: sync = a power loss, none = a crash of the "
+    "process. Fixed for the session's life.",
+)
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(dir_okay=False, allow_dash=True))
+@click.option("--session", "session_id", metavar="ID", help="The id of the new session, for a single FILE.")
+@durability_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line for each file.")
+@pass_settings
+def import_files(
+    settings: Settings, files: tuple[str, ...], session_id: str | None, durability: str, as_json: bool
+) -> None:
+    """Make a new session of each plain .jsonl FILE, a record for each line.
+
+    Every line is kept byte for byte, also one that is not JSON, so that `export` gives back the same file. A session
+    appears whole or not at all, however the import ends; the file is only read. Its id is the file's name without
+    .jsonl unless --session says otherwise. FILE may be - for stdin, with --session.
+
+    \b
+    Examples:  shardstore import ~/.pi/agent/sessions/*.jsonl
+               shardstore import old.jsonl --session telegram:42
+    """
+    named = _name_sessions(files, session_id)
+    with open_store(settings, create=True, durability=durability) as store:
+        for name, file in named:
+            size_bytes = _size_of(file)
+            with progress_bar(f"importing {name}", total=size_bytes, is_bytes=True) as advance:
+                count = _import_one(store, name, file, advance, durability)
+            if as_json:
+                write_json({"session": name, "file": file, "records": count})
+            else:
+                write_line(f"{visible(name)}: {count:,} records from {visible(file)}")
+            flush()
+
+
+def _name_sessions(files: tuple[str, ...], session_id: str | None) -> list[tuple[str, str]]:
+    """Pair each file with the id of the session that it becomes; refuse what would collide."""
+    if session_id is not None and len(files) > 1:
+        raise click.UsageError("--session names one session: give it one FILE")
+    if session_id is None and "-" in files:
+        raise click.UsageError("stdin has no name: add --session ID")
+    missing = [file for file in files if file != "-" and not os.path.exists(file)]
+    if missing:
+        raise click.UsageError(f"no such file: {missing[0]}")
+    named = [(session_id or _stem(file), file) for file in files]
+    taken: dict[str, str] = {}
+    for name, file in named:
+        if name in taken:
+            raise click.UsageError(
+                f"{taken[name]} and {file} would both become session {name}: import one of them with --session ID"
+            )
+        taken[name] = file
+    return named
+
+
+def _stem(file: str) -> str:
+    name = os.path.basename(file)
+    return name.removesuffix(".jsonl") or name
+
+
+def _size_of(file: str) -> int | None:
+    return None if file == "-" else os.path.getsize(file)
+
+
+def _import_one(store: shardstore.Store, name: str, file: str, advance: Advance, durability: str) -> int:
+    """Import one file; a session that exists already is told apart from every other conflict."""
+    try:
+        if file == "-":
+            return store.import_session(name, _lines(sys.stdin.buffer, file, advance), durability=durability)
+        with Path(file).open("rb") as source:
+            return store.import_session(name, _lines(source, file, advance), durability=durability)
+    except shardstore.Deleted as error:
+        raise shardstore.Deleted(f"{error} (import under another id: --session ID)") from error
+    except shardstore.Conflict as error:
+        advice = "import under another id with --session ID, or add to it with `shardstore append ID --each-line`"
+        raise shardstore.Conflict(f"{error} ({advice})") from error
+
+
+def _lines(source: BinaryIO, file: str, advance: Advance) -> Iterator[bytes]:
+    r"""Yield the lines of `source`, split at \n and nowhere else, and tell the progress bar now and then."""
+    done = told = 0
+    number = 0
+    while line := source.readline(RECORD_BYTES_MAX + 1):
+        number += 1
+        if len(line) > RECORD_BYTES_MAX:
+            raise shardstore.InvalidRequest(
+                f"a line is longer than a record may be file={file!r} line={number} limit_bytes={RECORD_BYTES_MAX}"
+            )
+        yield line
+        done += len(line)
+        if done - told >= PROGRESS_STEP_BYTES:
+            advance(done, None)
+            told = done
+
+
+@click.command("append")
+@click.argument("session_id", metavar="SESSION")
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.option("--each-line", is_flag=True, help="A record for each line, instead of one record for all of them.")
+@click.option("--kind", type=click.Choice(["turn", "event"]), default="turn", show_default=True,
+              help="turn: part of the conversation. event: a co-tenant's (heartbeat, cron, hook).")  # fmt: skip
+@click.option("--source", default="main", show_default=True, metavar="LANE", help="Which lane writes it.")
+@click.option("--key", metavar="KEY", help="Commit once: a retry with the same key gets the first record's seq.")
+@click.option("--if-no-turn-since", type=click.IntRange(min=0), metavar="SEQ",
+              help="Commit only if no turn was appended after record SEQ; else exit code 4.")  # fmt: skip
+@click.option("--raw", is_flag=True, help="Take lines that are not JSON, too.")
+@durability_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line for each record.")
+@pass_settings
+def append(
+    settings: Settings,
+    session_id: str,
+    texts: tuple[str, ...],
+    each_line: bool,
+    kind: str,
+    source: str,
+    key: str | None,
+    if_no_turn_since: int | None,
+    raw: bool,
+    durability: str,
+    as_json: bool,
+) -> None:
+    """Commit TEXT, or stdin, to a session as one record; make the session if there is none.
+
+    When this prints a seq, the record is on the disk, once, at that seq, and stays there whatever crashes next. All
+    of it is committed or nothing. Each TEXT is a line and must be JSON; so must the lines of stdin, which are kept
+    byte for byte.
+
+    \b
+    Examples:  shardstore append a '{"role":"user","content":"hi"}'
+               echo '{"type":"heartbeat"}' | shardstore append a --kind event --source heartbeat
+               shardstore append a --key "$MESSAGE_ID" < turn.jsonl
+    """
+    if each_line and (key is not None or if_no_turn_since is not None):
+        raise click.UsageError("--key and --if-no-turn-since are for one record: not with --each-line")
+    with open_store(settings, create=True, durability=durability) as store:
+        session = store.session(session_id)
+        for entries in _records(texts, each_line=each_line, raw=raw):
+            receipt = session.append(entries, kind=kind, source=source, key=key, if_no_turn_since=if_no_turn_since)
+            if as_json:
+                write_json(of_receipt(receipt))
+            else:
+                already = ", which held this key already" if receipt.duplicate else ""
+                write_line(f"{visible(receipt.session)}: record {receipt.seq}{already}")
+            if each_line:
+                flush()
+
+
+def _records(texts: tuple[str, ...], *, each_line: bool, raw: bool) -> Iterator[bytes]:
+    """Yield the payload of each record to append, checked."""
+    if texts:
+        lines = [os.fsencode(text) + b"\n" for text in texts]
+        payloads = iter(lines) if each_line else iter([b"".join(lines)])
+    elif sys.stdin.isatty():
+        raise click.UsageError("nothing to append: give TEXT, or pipe lines to stdin")
+    elif each_line:
+        payloads = (line for line in _lines(sys.stdin.buffer, "-", lambda done, total: None) if line.strip())
+    else:
+        payloads = iter([_whole_stdin()])
+    for payload in payloads:
+        if not raw:
+            _check_json(payload)
+        yield payload
+
+
+def _whole_stdin() -> bytes:
+    """Read stdin as one record."""
+    payload = sys.stdin.buffer.read(RECORD_BYTES_MAX + 1)
+    if len(payload) > RECORD_BYTES_MAX:
+        raise shardstore.InvalidRequest(
+            f"stdin is longer than a record may be limit_bytes={RECORD_BYTES_MAX} (--each-line makes a record a line)"
+        )
+    if not payload.strip():
+        raise shardstore.InvalidRequest("nothing to append: stdin is empty")
+    return payload
+
+
+def _check_json(payload: bytes) -> None:
+    """Raise InvalidRequest for the first line that is not JSON."""
+    for number, line in enumerate(payload.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            json.loads(line)
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are
+            start = line[:60].decode("utf-8", "backslashreplace")
+            raise shardstore.InvalidRequest(
+                f"line {number} is not JSON: {error} text={start!r} (--raw takes it as it is)"
+            ) from error
+
+
+@click.command("archive")
+@click.argument("session_id", metavar="SESSION")
+@click.option("--undo", is_flag=True, help="Bring it back into `ls`.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@pass_settings
+def archive(settings: Settings, session_id: str, undo: bool, as_json: bool) -> None:
+    """Leave a session out of `ls`. Nothing moves, and it can still be read and appended to.
+
+    \b
+    Example:  shardstore archive telegram:42
+    """
+    with open_store(settings) as store:
+        session = store.session(session_id, create=False)
+        if undo:
+            session.unarchive()
+        else:
+            session.archive()
+    if as_json:
+        write_json({"session": session_id, "archived": not undo})
+    else:
+        write_line(f"{visible(session_id)}: {'back from the archive' if undo else 'archived'}")
+
+
+@click.command("delete")
+@click.argument("session_id", metavar="SESSION")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@pass_settings
+def delete(settings: Settings, session_id: str, yes: bool, as_json: bool) -> None:
+    """Delete a session for good: its transcript is removed from the disk, its id is never used again.
+
+    Writers that still hold it get an error with their next append, never an acknowledgement. There is no undo; see
+    `archive`, `export` and `backup`.
+
+    \b
+    Example:  shardstore export a a.jsonl && shardstore delete a --yes
+    """
+    with open_store(settings) as store:
+        session = store.session(session_id, create=False)
+        info = session.info()
+        if not yes:
+            if not sys.stdin.isatty():
+                raise click.UsageError("deleting asks first, and there is no terminal: add --yes")
+            question = f"delete session {visible(session_id)} with its {info.head:,} records for good?"
+            click.confirm(question, abort=True, err=True)
+        session.delete()
+    if as_json:
+        write_json({"session": session_id, "deleted": True})
+    else:
+        write_line(f"{visible(session_id)}: deleted")
+
+
+COMMANDS = [import_files, append, archive, delete]
