@@ -95,7 +95,7 @@ class Judge:
                 continue
             for entries in self._log.entries(segment, seq, min(segment.last, self._floor)):
                 for entry in entries:
-                    if entry.flags & TURN_FLAG:
+                    if entry[4] & TURN_FLAG:
                         found = seq
                     seq += 1
         return found

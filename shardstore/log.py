@@ -23,6 +23,7 @@ from shardstore.segment import (
     index_page_range,
     key_hash,
     key_page_range,
+    span,
 )
 
 __all__ = ["LOOKS_MAX", "SessionLog", "Vanished", "segment_of"]
@@ -139,8 +140,7 @@ class SessionLog:
     def segment_header(self, manifest: Manifest, seq: int) -> Header:
         """Return the header of record `seq` <= watermark. Raises Vanished, Corrupt."""
         segment = segment_of(manifest, seq)
-        entry = next(self.entries(segment, seq, seq))[0]
-        data = self.segment_bytes(segment, entry.offset, entry.header_length + entry.payload_length)
+        data = self.segment_bytes(segment, *span(next(self.entries(segment, seq, seq))[0]))
         return decode_shard(data, what=f"{self.keys.segment(segment)} seq={seq}")[0]
 
     def find_key(self, manifest: Manifest, key: str) -> int | None:

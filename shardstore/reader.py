@@ -9,19 +9,21 @@ Strategy: work in blocks, so that a whole load costs no header and no object per
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Literal, Protocol
 
 from shardstore.errors import Corrupt, InvalidRequest, Unavailable, describe
 from shardstore.log import LOOKS_MAX, SessionLog, Vanished, segment_of
 from shardstore.manifest import Manifest, SegmentRef
 from shardstore.record import KINDS, LOST, Record, decode_payloads, decode_shard, record_of
-from shardstore.segment import TURN_FLAG, IndexEntry
+from shardstore.segment import TURN_FLAG, IndexEntry, span
 
 __all__ = ["Block", "Reader", "Selection"]
 
-BLOCK_BYTES = 1 << 20  # a block holds at least one record and stops at about this size
+BLOCK_BYTES = 256 << 10  # a block holds at least one record, and no more bytes than this where it holds several
 SHARDS_AT_ONCE = 256  # shards read between two looks
 REVERSE_WINDOW = 32  # records held at once when reading backwards
 
@@ -69,8 +71,11 @@ class Block(Protocol):
     def records(self) -> list[Record]:
         """Return the records, verified. Raises Corrupt."""
 
-    def payloads(self, kinds: Collection[str] | None) -> list[bytes]:
-        """Return the payloads of the records of some kinds (None: all), verified. Raises Corrupt."""
+    def payloads(self, kinds: Collection[str]) -> list[bytes]:
+        """Return the payloads of the records of some kinds, verified. Raises Corrupt."""
+
+    def objects(self, kinds: Collection[str]) -> list[Any] | None:
+        """Return their entries decoded, or None if a line among them needs the care of `Record.entries`."""
 
 
 class _SegmentBlock:
@@ -84,31 +89,35 @@ class _SegmentBlock:
         self._what = what
 
     def records(self) -> list[Record]:
-        origin = self._entries[0].offset
+        origin = self._entries[0][0]
         out = []
-        for seq, entry in enumerate(self._entries, self.first):
-            start = entry.offset - origin
-            shard = self._data[start : start + entry.header_length + entry.payload_length]
+        for seq, (offset, length, header_length, _, _, _) in enumerate(self._entries, self.first):
+            start = offset - origin
             try:
-                header, payload, _ = decode_shard(shard, what=self._what)
+                header, payload, _ = decode_shard(self._data[start : start + header_length + length], what=self._what)
             except Corrupt as error:
                 raise Corrupt(f"{error} seq={seq}", seq=seq) from error
             out.append(record_of(seq, header, payload))
         return out
 
-    def payloads(self, kinds: Collection[str] | None) -> list[bytes]:
-        data, crc32 = self._data, zlib.crc32
-        origin = self._entries[0].offset
-        wanted = None if kinds is None else _flags_of(frozenset(kinds))
-        out = []
-        for offset, length, header_length, crc, flags, _ in self._entries:
-            if wanted is None or flags in wanted:
-                start = offset + header_length - origin
-                payload = data[start : start + length]
-                if crc32(payload) != crc:
-                    seq = self.first + [entry.offset for entry in self._entries].index(offset)
-                    raise Corrupt(describe("checksum of a record does not match", what=self._what, seq=seq), seq=seq)
-                out.append(payload)
+    def payloads(self, kinds: Collection[str]) -> list[bytes]:
+        return self._verified(self._chosen(kinds))
+
+    def objects(self, kinds: Collection[str]) -> list[Any] | None:
+        chosen = self._chosen(kinds)
+        return decode_payloads(self._verified(chosen), single={entry[5] for entry in chosen} <= {1})
+
+    def _chosen(self, kinds: Collection[str]) -> list[IndexEntry]:
+        wanted = _flags_of(frozenset(kinds))
+        return [entry for entry in self._entries if entry[4] in wanted]
+
+    def _verified(self, chosen: list[IndexEntry]) -> list[bytes]:
+        data, origin = self._data, self._entries[0][0]
+        out = [data[(at := offset + head - origin) : at + length] for offset, length, head, _, _, _ in chosen]
+        if list(map(zlib.crc32, out)) != [entry[3] for entry in chosen]:
+            bad = next(entry for entry, payload in zip(chosen, out, strict=True) if zlib.crc32(payload) != entry[3])
+            seq = self.first + self._entries.index(bad)
+            raise Corrupt(describe("checksum of a record does not match", what=self._what, seq=seq), seq=seq)
         return out
 
 
@@ -128,8 +137,11 @@ class _ShardBlock:
     def records(self) -> list[Record]:
         return self._records
 
-    def payloads(self, kinds: Collection[str] | None) -> list[bytes]:
-        return [record.payload for record in self._records if kinds is None or record.kind in kinds]
+    def payloads(self, kinds: Collection[str]) -> list[bytes]:
+        return [record.payload for record in self._records if record.kind in kinds]
+
+    def objects(self, kinds: Collection[str]) -> list[Any] | None:
+        return decode_payloads(self.payloads(kinds), single=False)
 
 
 def lost_record(seq: int) -> Record:
@@ -180,14 +192,11 @@ class Reader:
         for entries in self._log.entries(segment, first, upto):
             begin = 0
             while begin < len(entries):
-                end, size = begin, 0
-                while end < len(entries) and (size < BLOCK_BYTES or end == begin):
-                    size += entries[end].header_length + entries[end].payload_length
-                    end += 1
-                if size > BLOCK_BYTES and end - begin > 1:  # the record that crossed the limit goes into the next block
+                origin = entries[begin][0]
+                end = bisect_right(entries, origin + BLOCK_BYTES, begin + 1, key=itemgetter(0))
+                if end - 1 > begin and sum(span(entries[end - 1])) - origin > BLOCK_BYTES:
                     end -= 1
-                    size -= entries[end].header_length + entries[end].payload_length
-                data = self._log.segment_bytes(segment, entries[begin].offset, size)
+                data = self._log.segment_bytes(segment, origin, sum(span(entries[end - 1])) - origin)
                 yield _SegmentBlock(first, entries[begin:end], data, what)
                 first += end - begin
                 begin = end
@@ -331,7 +340,7 @@ class Reader:
 
 
 def _decode_block(block: Block, kinds: Collection[str], invalid: Literal["raise", "raw"]) -> list[Any]:
-    entries = decode_payloads(block.payloads(kinds))
+    entries = block.objects(kinds)
     if entries is not None:
         return entries
     return [entry for record in block.records() if record.kind in kinds for entry in record.entries(invalid=invalid)]

@@ -282,11 +282,16 @@ def split_lines(payload: bytes) -> list[bytes]:
     return [line + b"\n" for line in lines] + ([last] if last else [])
 
 
-def decode_payloads(payloads: list[bytes]) -> list[Any] | None:
-    """Decode all entries of many payloads at once; None if any line needs `decode_line` and its care."""
+def decode_payloads(payloads: list[bytes], *, single: bool) -> list[Any] | None:
+    """Decode all entries of many payloads at once; None if any line needs `decode_line` and its care.
+
+    `single` says that each payload is known to be one line.
+    """
     out: list[Any] = []
     loads = orjson.loads
     try:
+        if single:
+            return list(map(loads, payloads))
         for payload in payloads:
             if payload.find(b"\n") == len(payload) - 1:
                 out.append(loads(payload))

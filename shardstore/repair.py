@@ -23,6 +23,7 @@ from shardstore.segment import (
     decode_trailer,
     index_page_range,
     segment_size,
+    span,
 )
 from shardstore.verify import Finding, is_headless, verify_session, walk_segment
 from shardstore.writer import bear, lost_draft, new_nonce, now_ms
@@ -179,8 +180,8 @@ def _salvaged(segment: SegmentRef, data: bytes) -> list[bytes | None]:
             position = end
             continue
         for entry in entries:
-            position = entry.offset + entry.header_length + entry.payload_length
-            out.append(_whole(data[entry.offset : position]))
+            position = sum(span(entry))
+            out.append(_whole(data[entry[0] : position]))
     return out
 
 
@@ -189,7 +190,7 @@ def _next_known(segment: SegmentRef, data: bytes, number: int, count: int) -> in
     for later in range(number + 1, -(-count // INDEX_ENTRIES)):
         offset, length = index_page_range(segment, later)
         try:
-            return decode_index_page(segment, later, data[offset : offset + length], what="")[0].offset
+            return decode_index_page(segment, later, data[offset : offset + length], what="")[0][0]
         except Corrupt:
             return min(segment.data, len(data))
     return min(segment.data, len(data))

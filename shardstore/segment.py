@@ -18,7 +18,8 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from operator import itemgetter
+from typing import TypeAlias
 
 from shardstore.errors import Corrupt, UnsupportedFormat, describe
 from shardstore.manifest import SegmentRef
@@ -40,6 +41,7 @@ __all__ = [
     "key_page_range",
     "kind_of",
     "segment_size",
+    "span",
 ]
 
 INDEX_ENTRIES = 128
@@ -56,15 +58,14 @@ _INDEX_STRIDE = INDEX_ENTRIES * _ENTRY.size + _CRC.size
 _KEY_STRIDE = KEY_PAIRS * _PAIR.size + _CRC.size
 
 
-class IndexEntry(NamedTuple):
-    """Where one record lies: byte offset of its header, lengths in bytes, payload CRC32, kind flags, line count."""
+# Byte offset of a record's header, payload length, header length, payload CRC32, kind flags, line count: a plain tuple,
+# because a whole load makes one for each record.
+IndexEntry: TypeAlias = tuple[int, int, int, int, int, int]
 
-    offset: int
-    payload_length: int
-    header_length: int
-    payload_crc32: int
-    flags: int
-    lines: int
+
+def span(entry: IndexEntry) -> tuple[int, int]:
+    """Return (byte offset, length in bytes) of the shard that an index entry describes."""
+    return entry[0], entry[1] + entry[2]
 
 
 def kind_of(flags: int) -> str:
@@ -169,14 +170,11 @@ def _open_page(page: bytes, number: int, length: int, what: str) -> bytes:
 def decode_index_page(segment: SegmentRef, number: int, page: bytes, *, what: str) -> list[IndexEntry]:
     """Return the entries of an index page. Raises Corrupt; every range returned lies inside the segment's data."""
     body = _open_page(page, number, index_page_range(segment, number)[1], what)
-    entries = list(map(IndexEntry._make, _ENTRY.iter_unpack(body)))
-    reached = entries[0].offset
-    for entry in entries:
-        if entry.offset != reached:
-            raise Corrupt(describe("index of a segment has a gap", what=what, page=number))
-        reached += entry.header_length + entry.payload_length
-    if reached > segment.data:
-        raise Corrupt(describe("index of a segment points beyond its data", what=what, page=number))
+    entries: list[IndexEntry] = list(_ENTRY.iter_unpack(body))
+    end = sum(span(entries[-1]))
+    covered = sum(map(itemgetter(1), entries)) + sum(map(itemgetter(2), entries))
+    if end - entries[0][0] != covered or end > segment.data:
+        raise Corrupt(describe("index of a segment contradicts itself", what=what, page=number))
     return entries
 
 

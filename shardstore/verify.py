@@ -23,7 +23,7 @@ from shardstore.layout import (
 from shardstore.log import SessionLog, Vanished
 from shardstore.manifest import Manifest, SegmentRef
 from shardstore.record import Header, counts_as_turn, decode_shard
-from shardstore.segment import KEY_PAIRS, TRAILER_BYTES, TURN_FLAG, IndexEntry, check_trailer, key_hash, kind_of
+from shardstore.segment import KEY_PAIRS, TRAILER_BYTES, TURN_FLAG, IndexEntry, check_trailer, key_hash, kind_of, span
 
 __all__ = ["Finding", "verify_session"]
 
@@ -125,33 +125,29 @@ def walk_segment(log: SessionLog, segment: SegmentRef) -> Iterator[tuple[int, by
     for entries in log.entries(segment, segment.first, segment.last):
         begin = 0
         while begin < len(entries):
-            end, size = begin + 1, _length(entries[begin])
-            while end < len(entries) and size + _length(entries[end]) <= READ_BYTES:
-                size += _length(entries[end])
+            (origin, size), end = span(entries[begin]), begin + 1
+            while end < len(entries) and size + span(entries[end])[1] <= READ_BYTES:
+                size += span(entries[end])[1]
                 end += 1
-            origin = entries[begin].offset
             data = log.segment_bytes(segment, origin, size)
             for entry in entries[begin:end]:
-                shard = data[entry.offset - origin : entry.offset - origin + _length(entry)]
+                offset, length = span(entry)
+                shard = data[offset - origin : offset - origin + length]
                 header = check_record(entry, shard)
                 yield seq, shard if header is not None else None, header
                 seq += 1
             begin = end
 
 
-def _length(entry: IndexEntry) -> int:
-    return entry.header_length + entry.payload_length
-
-
 def check_record(entry: IndexEntry, shard: bytes) -> Header | None:
     """Return the header if the shard is whole and is what its index entry says."""
     try:
         header, _, header_length = decode_shard(shard, what="")
-        turn = bool(entry.flags & TURN_FLAG)
-        same = kind_of(entry.flags) == header.kind and turn == counts_as_turn(header.kind, header.source)
+        turn = bool(entry[4] & TURN_FLAG)
+        same = kind_of(entry[4]) == header.kind and turn == counts_as_turn(header.kind, header.source)
     except Corrupt:
         return None
-    return header if same and header_length == entry.header_length else None
+    return header if same and header_length == entry[2] else None
 
 
 def _check_keys(log: SessionLog, manifest: Manifest, segment: SegmentRef) -> None:
