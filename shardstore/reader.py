@@ -150,10 +150,14 @@ def lost_record(seq: int) -> Record:
 
 
 class Reader:
-    """Reads one session; safe to share between threads and across fork."""
+    """Reads one session; safe to share between threads and across fork.
 
-    def __init__(self, log: SessionLog) -> None:
+    `delivered` is told the seq of each record, or of the last one of each block, that a caller has been handed.
+    """
+
+    def __init__(self, log: SessionLog, delivered: Callable[[int], None] = lambda _seq: None) -> None:
         self._log = log
+        self._delivered = delivered
 
     # -------------------------------------------------------------- blocks
 
