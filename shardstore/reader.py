@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Literal, Protocol
@@ -152,7 +152,7 @@ def lost_record(seq: int) -> Record:
 class Reader:
     """Reads one session; safe to share between threads and across fork.
 
-    `delivered` is told the seq of each record, or of the last one of each block, that a caller has been handed.
+    `delivered` is told how far entries and views have been handed out, a block at a time.
     """
 
     def __init__(self, log: SessionLog, delivered: Callable[[int], None] = lambda _seq: None) -> None:
@@ -286,6 +286,7 @@ class Reader:
                 yield block.payloads(kinds)
             else:
                 yield [r.payload for r in block.records() if r.kind in kinds and selection.wants(r)]
+            self._delivered(block.last)
 
     def view(self, first: int, last: int | None, selection: Selection) -> Iterator[bytes]:
         """Yield the view's bytes in pieces: payloads verbatim, with a newline before a record where one is lacking."""
@@ -298,7 +299,8 @@ class Reader:
                         pieces.append(b"\n")
                     pieces.append(payload)
                     lacking = payload[-1] != 10
-            yield b"".join(pieces)
+            if pieces:
+                yield b"".join(pieces)
 
     def entries(
         self, first: int, last: int | None, selection: Selection, invalid: Literal["raise", "raw"]
@@ -312,6 +314,7 @@ class Reader:
                 for record in block.records():
                     if record.kind in kinds and selection.wants(record):
                         yield from record.entries(invalid=invalid)
+            self._delivered(block.last)
 
     # -------------------------------------------------------------- head
 

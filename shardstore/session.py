@@ -65,7 +65,7 @@ class Session:
     ) -> None:
         self._log = SessionLog(backend, session_id)
         self._options = options
-        self._reader = Reader(self._log)
+        self._reader = Reader(self._log, self._deliver)
         self._writer = Writer(
             self._log,
             self._reader,
