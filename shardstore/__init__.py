@@ -28,7 +28,7 @@ from shardstore.follow import Follower
 from shardstore.manifest import Durability
 from shardstore.record import Kind, NewRecord, Receipt, Record, split_lines
 from shardstore.session import Session, SessionInfo
-from shardstore.store import Store
+from shardstore.store import Store, repair_store
 from shardstore.store import open_store as open  # noqa: A004
 from shardstore.verify import Finding
 
@@ -60,6 +60,7 @@ __all__ = [
     "UnsupportedFormat",
     "__version__",
     "open",
+    "repair_store",
     "split_lines",
 ]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from shardstore.backends.base import Draft, Seen
-from shardstore.errors import Corrupt, describe
+from shardstore.errors import Corrupt, NotFound, OutcomeUnknown, describe
 from shardstore.layout import parse_segment_name, parse_shard_name, segment_name, shard_name
 from shardstore.log import SessionLog, Vanished
 from shardstore.manifest import Manifest, SegmentRef, encode_manifest, successor
@@ -34,7 +34,8 @@ Progress = Callable[[int, int | None], None]
 class CompactReport:
     """What one compaction did: records and bytes newly put in segments, files swept, the watermark afterwards.
 
-    `skipped` says that another compactor was at work and nothing was done.
+    `skipped` says that another compactor was at work and nothing was done; `error` why `Store.compact`, which goes on
+    with the other sessions, could not compact this one.
     """
 
     session: str
@@ -43,6 +44,7 @@ class CompactReport:
     bytes: int
     swept: int
     watermark: int
+    error: str | None = None
 
 
 class _Torn(Exception):  # noqa: N818
@@ -104,15 +106,28 @@ class _Run:
 
     def publish(self, seen: Seen) -> tuple[int, int] | None:
         """Write the shards' segment, merge it with its neighbours, replace the manifest."""
-        log, manifest = self._log, self._manifest
-        fresh = self._create(self._index, self._shards())
-        kept, swallowed = _neighbours(manifest.segments, fresh)
-        merged = _merge(log, manifest, [*swallowed, fresh]) if swallowed else fresh
-        segments = (*kept, merged) if merged is not None else (*manifest.segments, fresh)
-        changed = successor(manifest, new_nonce(), watermark=self._last, segments=segments)
-        if not log.backend.replace(log.keys.manifest, encode_manifest(changed), seen):
+        made = [self._create(self._index, self._shards())]
+        try:
+            named = self._replace(seen, made)
+        except OutcomeUnknown:
+            raise
+        except BaseException:
+            discard_segments(self._log, made)
+            raise
+        if not named:
+            discard_segments(self._log, made)
             return None
-        return fresh.last - fresh.first + 1, fresh.data
+        return made[0].last - made[0].first + 1, made[0].data
+
+    def _replace(self, seen: Seen, made: list[SegmentRef]) -> bool:
+        log, manifest, fresh = self._log, self._manifest, made[0]
+        kept, swallowed = _neighbours(manifest.segments, fresh)
+        merged = _merge(log, manifest, [*swallowed, fresh]) if swallowed else None
+        if merged is not None:
+            made.append(merged)
+        segments = (*manifest.segments, fresh) if merged is None else (*kept, merged)
+        changed = successor(manifest, new_nonce(), watermark=self._last, segments=segments)
+        return log.backend.replace(log.keys.manifest, encode_manifest(changed), seen)
 
     def _create(self, index: SegmentIndex, parts: Iterator[bytes]) -> SegmentRef:
         return create_segment(self._log, index, parts, last=self._last, base=self._manifest.generation)
@@ -188,7 +203,7 @@ def _neighbours(
 
 
 def _merge(log: SessionLog, manifest: Manifest, segments: list[SegmentRef]) -> SegmentRef | None:
-    """Write one segment of several; None if one of them has a damaged index, which must not be carried on."""
+    """Write one segment of several; None if one of them is missing or has a damaged index: they stay as they are."""
     index = SegmentIndex(segments[0].first)
 
     def parts() -> Iterator[bytes]:
@@ -204,8 +219,19 @@ def _merge(log: SessionLog, manifest: Manifest, segments: list[SegmentRef]) -> S
 
     try:
         return create_segment(log, index, parts(), last=segments[-1].last, base=manifest.generation)
-    except Corrupt:
+    except (Corrupt, Vanished):
         return None
+
+
+def discard_segments(log: SessionLog, segments: list[SegmentRef]) -> None:
+    """Remove segments of our own making, whose random names are nobody else's, unless a manifest names them."""
+    try:
+        named = log.glance()[1].segments
+    except NotFound:
+        named = ()
+    for segment in segments:
+        if segment not in named:
+            log.backend.delete(log.keys.segment(segment))
 
 
 def sweep(log: SessionLog) -> int:

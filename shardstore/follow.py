@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import anyio
 import anyio.to_thread
 from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
@@ -128,11 +129,16 @@ class Follower:
         return self
 
     async def __anext__(self) -> Record:
-        """Cancelled, it loses nothing: records are taken by the event loop's thread alone."""
+        """Cancelled, it loses nothing: records are taken by the event loop's thread alone.
+
+        It waits in a thread of its own, not in one of those that anyio has for all calls of the process.
+        """
         cancelled = threading.Event()
         stops = _Stops(*self._stops.events, cancelled)
         try:
-            ready = await anyio.to_thread.run_sync(self._await_ready, stops, abandon_on_cancel=True)
+            ready = await anyio.to_thread.run_sync(
+                self._await_ready, stops, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+            )
         finally:
             cancelled.set()
         if not ready:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from shardstore.compact import create_segment
+from shardstore.compact import create_segment, discard_segments
 from shardstore.errors import Conflict, InvalidRequest, NotFound, describe
-from shardstore.layout import segment_name
+from shardstore.layout import SEQ_MAX
 from shardstore.log import SessionLog
 from shardstore.manifest import Durability, Manifest, SegmentRef
 from shardstore.record import (
@@ -27,7 +27,7 @@ from shardstore.record import (
 from shardstore.segment import SegmentIndex
 from shardstore.writer import bear, new_nonce, now_ms
 
-__all__ = ["check_fields", "ingest", "restore"]
+__all__ = ["check_fields", "check_seqs", "ingest", "restore"]
 
 IMPORT_SEGMENT_BYTES = 32 << 20
 
@@ -52,6 +52,13 @@ def check_fields(kind: str, source: str, key: str | None, payload_bytes: int, *,
         )
 
 
+def check_seqs(**seqs: int | None) -> None:
+    """Raise InvalidRequest unless each is None or a whole number from 0 on that fits 63 bits."""
+    for name, seq in seqs.items():
+        if seq is not None and (isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq <= SEQ_MAX):
+            raise InvalidRequest(describe(f"{name} must be a whole number from 0 on", got=seq))
+
+
 def _size(text: str) -> int:
     try:
         return len(text.encode())
@@ -64,6 +71,8 @@ def ingest(log: SessionLog, records: Iterable[bytes | NewRecord], *, durability:
 
     Raises Conflict if the session exists, InvalidRequest for a record that may not enter; nothing exists then.
     """
+    if not isinstance(records, Iterable):
+        raise InvalidRequest(describe("records must be an iterable of lines", got=type(records)))
     return _bear_with(log, (_shard(record, bytes_max) for record in records), durability, new_nonce(), now_ms(), False)
 
 
@@ -74,12 +83,11 @@ def restore(log: SessionLog, records: Iterable[Record], manifest: Manifest) -> i
 
 
 def _shard(record: bytes | NewRecord, bytes_max: int) -> Shard:
-    if not isinstance(record, (bytes, NewRecord)):
-        raise InvalidRequest(describe("an imported record is a line as bytes, or a NewRecord", got=type(record)))
-    new = record if isinstance(record, NewRecord) else NewRecord(payload=record, source="import")
-    if not new.payload:
-        raise InvalidRequest("an imported record has no bytes")
+    new = NewRecord(payload=record, source="import") if isinstance(record, bytes) else record
+    if not isinstance(new, NewRecord) or not isinstance(new.payload, bytes) or not new.payload:
+        raise InvalidRequest(describe("an imported record is a line as bytes, or a NewRecord of one", got=type(record)))
     check_fields(new.kind, new.source, new.key, len(new.payload), bytes_max=bytes_max)
+    check_seqs(at_ms=new.at_ms)
     at_ms = now_ms() if new.at_ms is None else new.at_ms
     header = Header(FORMAT, new.kind, new.source, at_ms, None, new.key, new_nonce(), len(new.payload))
     return header, encode_header(header, new.payload), new.payload
@@ -97,6 +105,7 @@ def _bear_with(
 ) -> int:
     if _exists(log):
         raise Conflict(describe("session exists already; append to it, or choose another id", session=log.id))
+    log.require_unborn()
     segments: list[SegmentRef] = []
     try:
         for batch in _batches(shards):
@@ -106,11 +115,12 @@ def _bear_with(
         born = Manifest(FORMAT, 1, new_nonce(), birth, created_at, durability, "open", archived, last, tuple(segments))
         ours = bear(log, durability, born)
     except BaseException:
-        _discard(log, segments)
+        discard_segments(log, segments)
         raise
     if not ours:
-        _discard(log, segments)
+        discard_segments(log, segments)
         raise Conflict(describe("session was born meanwhile; append to it instead", session=log.id))
+    log.backend.advise(log.keys.folder, last)  # a sign that there was a session, should its manifest ever be lost
     return last
 
 
@@ -154,13 +164,3 @@ def _gathered(parts: Iterable[bytes], size_max: int = 1 << 20) -> Iterator[bytes
             yield b"".join(pieces)
             pieces, size = [], 0
     yield b"".join(pieces)
-
-
-def _discard(log: SessionLog, segments: list[SegmentRef]) -> None:
-    """Remove our segments, whose random names are nobody else's, unless a manifest came to name them after all."""
-    named: tuple[SegmentRef, ...] = ()
-    if _exists(log):
-        named = log.glance()[1].segments
-    for segment in segments:
-        if segment not in named:
-            log.backend.delete(f"{log.keys.segments}/{segment_name(segment)}")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from shardstore.backends.base import Backend, Seen
 from shardstore.errors import Corrupt, Deleted, NotFound, describe
-from shardstore.layout import SEQ_MAX, SessionKeys, parse_shard_name, shard_name
+from shardstore.layout import SEQ_MAX, SessionKeys, parse_segment_name, parse_shard_name, shard_name
 from shardstore.manifest import Manifest, SegmentRef, decode_manifest
 from shardstore.record import Header, decode_shard
 from shardstore.segment import (
@@ -81,6 +81,28 @@ class SessionLog:
                 where = self.keys.segment(segment)
                 raise Corrupt(describe("a segment is missing", session=self.id, where=where), seq=segment.first)
         return manifest
+
+    def is_headless(self) -> bool:
+        """Say whether a folder without a manifest holds what only a session leaves, so that it must have had one.
+
+        That is: shards, compacted segments, or a hint. Segments of base 0 alone are an import that never ended.
+        """
+        if self.backend.hint(self.keys.folder) > 0 or self.listed(0):
+            return True
+        parsed = [parse_segment_name(name) for name in self.backend.list(self.keys.segments)]
+        return any(names is not None and names[2] > 0 for names in parsed)
+
+    def require_unborn(self) -> None:
+        """Raise Corrupt if there is no manifest where there must have been one; a new one would bury the old log."""
+        if not self.is_headless():
+            return
+        try:
+            self.glance()
+        except NotFound:
+            where = self.keys.manifest
+            raise Corrupt(
+                describe("the manifest is missing; run verify, then repair", session=self.id, where=where)
+            ) from None
 
     # -------------------------------------------------------------- shards
 

@@ -13,6 +13,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -115,7 +116,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         return split_lines(self.payload)
 
     def entries(self, *, invalid: Literal["raise", "raw"] = "raise") -> list[Any]:
-        """Return the payload's entries decoded; blank lines hold none.
+        """Return the payload's entries decoded; blank lines hold none. Integers beyond 64 bits come as floats.
 
         Raises InvalidRequest for a line that is no JSON, or returns it as bytes with `invalid="raw"`.
         """
@@ -248,31 +249,48 @@ def _encode_entry(entry: object) -> bytes:
     if isinstance(entry, str):
         raise InvalidRequest(describe("an entry is a str; pass bytes for a raw line", entry=entry[:40]))
     try:
-        line = orjson.dumps(entry, default=msgspec.to_builtins, option=orjson.OPT_APPEND_NEWLINE)
+        line = orjson.dumps(entry, default=_struct, option=orjson.OPT_APPEND_NEWLINE)
+        if b"null" in line:  # perhaps a NaN
+            _require_exact(entry)
     except (TypeError, ValueError, RecursionError) as error:
-        return _encode_surrogates(entry, error)
-    if b"null" in line:
-        _refuse_nonfinite(msgspec.to_builtins(entry), 0)
-    return line
+        if "surrogates" not in str(error):
+            raise InvalidRequest(describe("an entry can't be written as JSON", reason=str(error))) from error
+    else:
+        return line
+    return _encode_surrogates(entry)
 
 
-def _encode_surrogates(entry: object, cause: Exception) -> bytes:
-    """Spell lone surrogates as escapes, which orjson refuses to do; refuse everything else that it refused."""
-    if "surrogates" not in str(cause):
-        raise InvalidRequest(describe("an entry can't be written as JSON", reason=str(cause))) from cause
+def _encode_surrogates(entry: object) -> bytes:
+    """Spell lone surrogates as escapes, which orjson refuses to do."""
     try:
-        return json.dumps(msgspec.to_builtins(entry), allow_nan=False, separators=(",", ":")).encode() + b"\n"
-    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        _require_exact(entry)
+        return json.dumps(entry, allow_nan=False, separators=(",", ":"), default=_struct).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(describe("an entry can't be written as JSON", reason=str(error))) from error
 
 
-def _refuse_nonfinite(value: object, depth: int) -> None:
-    """Raise InvalidRequest for NaN and infinities, which orjson would silently turn into null (depth <= 254)."""
+def _struct(value: object) -> object:
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form; convert it first")
+
+
+def _require_exact(value: object) -> None:
+    """Raise ValueError for what JSON would change silently: NaN and infinities, keys that are no str, huge integers."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidRequest(describe("JSON has no such number; store null or a string instead", value=value))
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    for item in inner:
-        _refuse_nonfinite(item, depth + 1)
+        raise ValueError(f"JSON has no number {value}; store null or a string instead")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError("an integer exceeds 64 bits; store a string, or pass the raw line as bytes")
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("a key is no str")
+        value = list(value.values())
+    for item in value if isinstance(value, (list, tuple)) else ():
+        _require_exact(item)
 
 
 def split_lines(payload: bytes) -> list[bytes]:

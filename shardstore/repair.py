@@ -6,6 +6,7 @@ spent as `lost`. Run it while nobody appends: it alone may replace a shard (a to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,11 +14,12 @@ from shardstore.compact import create_segment, keep_damaged, sweep
 from shardstore.errors import Corrupt, NotFound, Unavailable, UnsupportedFormat, describe
 from shardstore.layout import parse_segment_name, segment_name, shard_name
 from shardstore.log import SessionLog, Vanished
-from shardstore.manifest import Manifest, SegmentRef, encode_manifest, successor
+from shardstore.manifest import Durability, Manifest, SegmentRef, encode_manifest, successor
 from shardstore.record import DELETE, FORMAT, HEADER_BYTES_MAX, LOST, Header, decode_header, decode_shard, encode_header
 from shardstore.segment import (
     INDEX_ENTRIES,
     TRAILER_BYTES,
+    IndexEntry,
     SegmentIndex,
     decode_index_page,
     decode_trailer,
@@ -25,7 +27,7 @@ from shardstore.segment import (
     segment_size,
     span,
 )
-from shardstore.verify import Finding, is_headless, verify_session, walk_segment
+from shardstore.verify import Finding, verify_session, walk_segment
 from shardstore.writer import bear, lost_draft, new_nonce, now_ms
 
 __all__ = ["repair_session"]
@@ -58,7 +60,7 @@ def _repair_manifest(log: SessionLog) -> None:
     try:
         log.glance()
     except NotFound:
-        if is_headless(log):
+        if log.is_headless():
             bear(log, "sync", _rebuilt(log))
     except UnsupportedFormat:
         raise
@@ -66,7 +68,29 @@ def _repair_manifest(log: SessionLog) -> None:
         seen = log.backend.look(log.keys.manifest, None)
         if seen is not None:
             keep_damaged(log, f"manifest-{new_nonce()}.json", seen.data)
-            log.backend.replace(log.keys.manifest, encode_manifest(_rebuilt(log)), seen)
+            rebuilt = _with_facts_of(seen.data, _rebuilt(log))
+            log.backend.replace(log.keys.manifest, encode_manifest(rebuilt), seen)
+
+
+def _with_facts_of(damaged: bytes, rebuilt: Manifest) -> Manifest:
+    """Take over what can still be read of a damaged manifest: one flipped bit spoils one fact at the most."""
+    facts = dict(re.findall(rb'"(\w+)":"?(\w+)"?', damaged))
+    durability: Durability = "none" if facts.get(b"durability") == b"none" else "sync"
+    generation, created_at, watermark = (
+        int(value) if (value := facts.get(name, b"")).isdigit() else 0
+        for name in (b"generation", b"created_at", b"watermark")
+    )
+    rebuilt = replace(
+        rebuilt,
+        durability=durability,
+        archived=facts.get(b"archived") == b"true",
+        created_at=created_at or rebuilt.created_at,
+        generation=max(rebuilt.generation, generation + 1),
+    )
+    state = facts.get(b"state")
+    if state == b"deleted" or (state != b"open" and not rebuilt.watermark):  # an id that may be spent stays spent
+        return replace(rebuilt, state="deleted", segments=(), watermark=max(watermark, rebuilt.watermark))
+    return replace(rebuilt, state="closing") if state == b"closing" else rebuilt
 
 
 def _rebuilt(log: SessionLog) -> Manifest:
@@ -167,33 +191,25 @@ def _fill_from(log: SessionLog, other: SegmentRef, segment: SegmentRef, shards: 
 def _salvaged(segment: SegmentRef, data: bytes) -> list[bytes | None]:
     """Return each record's bytes where they read back: by the index where that is whole, else by scanning."""
     out: list[bytes | None] = []
-    count = segment.last - segment.first + 1
-    position = 0
-    for number in range(-(-count // INDEX_ENTRIES)):
-        offset, length = index_page_range(segment, number)
-        expected = min(INDEX_ENTRIES, count - number * INDEX_ENTRIES)
-        try:
-            entries = decode_index_page(segment, number, data[offset : offset + length], what="")
-        except Corrupt:
-            end = _next_known(segment, data, number, count)
-            out += _scanned(data[position:end], expected)
-            position = end
+    position = unknown = 0
+    for number, entries in enumerate(_readable_pages(segment, data)):
+        if entries is None:
+            unknown += min(INDEX_ENTRIES, segment.last - segment.first + 1 - number * INDEX_ENTRIES)
             continue
-        for entry in entries:
-            position = sum(span(entry))
-            out.append(_whole(data[entry[0] : position]))
-    return out
+        out += _scanned(data[position : entries[0][0]], unknown)
+        unknown = 0
+        out += [_whole(data[offset : offset + length]) for offset, length in map(span, entries)]
+        position = sum(span(entries[-1]))
+    return out + _scanned(data[position : segment.data], unknown)
 
 
-def _next_known(segment: SegmentRef, data: bytes, number: int, count: int) -> int:
-    """Return where the records of the page after `number` begin, or the end of the data."""
-    for later in range(number + 1, -(-count // INDEX_ENTRIES)):
-        offset, length = index_page_range(segment, later)
+def _readable_pages(segment: SegmentRef, data: bytes) -> Iterator[list[IndexEntry] | None]:
+    for number in range(-(-(segment.last - segment.first + 1) // INDEX_ENTRIES)):
+        offset, length = index_page_range(segment, number)
         try:
-            return decode_index_page(segment, later, data[offset : offset + length], what="")[0][0]
+            yield decode_index_page(segment, number, data[offset : offset + length], what="")
         except Corrupt:
-            return min(segment.data, len(data))
-    return min(segment.data, len(data))
+            yield None
 
 
 def _whole(shard: bytes) -> bytes | None:
@@ -205,32 +221,36 @@ def _whole(shard: bytes) -> bytes | None:
 
 
 def _scanned(data: bytes, expected: int) -> list[bytes | None]:
-    """Find records without an index; those before the first damage and after the last one have certain seqs."""
-    runs: list[list[bytes]] = [[]]
+    """Find `expected` records without an index.
+
+    A record whose payload alone is damaged is stepped over by its header's length. Where a header is damaged, the
+    records before the first and after the last such place have certain seqs; those between stay in `damaged/` only.
+    """
+    runs: list[list[bytes | None]] = [[]]
     at = 0
-    while at < len(data):
-        shard = _shard_at(data, at)
-        if shard is not None:
-            runs[-1].append(shard)
-            at += len(shard)
-            continue
-        runs.append([])
-        at = data.find(_HEADER_START, at + 1)
-        if at < 0:
-            break
+    while 0 <= at < len(data):
+        length = _shard_length(data, at)
+        if length:
+            runs[-1].append(_whole(data[at : at + length]))
+            at += length
+        else:
+            runs.append([])
+            at = data.find(_HEADER_START, at + 1)
     head = runs[0][:expected]
     room = expected - len(head)
     tail = runs[-1][max(len(runs[-1]) - room, 0) :] if len(runs) > 1 else []
     return [*head, *[None] * (room - len(tail)), *tail]
 
 
-def _shard_at(data: bytes, at: int) -> bytes | None:
+def _shard_length(data: bytes, at: int) -> int:
+    """Return the length of the shard at `at` by its header; 0 unless another one, or the end, follows it there."""
     end = data.find(b"\n", at, at + HEADER_BYTES_MAX) + 1
     try:
-        length = decode_header(data[at:end], what="").length if end else -1
+        length = end - at + decode_header(data[at:end], what="").length if end else 0
     except Corrupt:
-        return None
-    return _whole(data[at : end + length]) if length >= 0 else None
+        return 0
+    follows = at + length == len(data) or data.startswith(_HEADER_START, at + length)
+    return length if follows or _whole(data[at : at + length]) else 0
 
 
 def _write(log: SessionLog, first: int, shards: list[bytes | None], generation: int) -> SegmentRef:
@@ -259,7 +279,10 @@ def _repair_shards(log: SessionLog) -> None:
     listed = log.listed(manifest.watermark)
     for seq in range(manifest.watermark + 1, (listed[-1] if listed else 0) + 1):
         key = log.keys.shard(seq)
-        seen = log.backend.look(key, None)
+        try:
+            seen = log.backend.look(key, None)
+        except Corrupt:
+            continue  # no file of ours; verify names it, and only a human can say whose it is
         if seen is None:
             draft = lost_draft()
             log.backend.create(key, draft, sync=True)

@@ -18,7 +18,7 @@ from shardstore.compact import CompactReport, compact, sweep
 from shardstore.describe import Description, describe_records
 from shardstore.errors import InvalidRequest, describe
 from shardstore.follow import Follower
-from shardstore.ingest import check_fields
+from shardstore.ingest import check_fields, check_seqs
 from shardstore.layout import SEQ_MAX
 from shardstore.log import SessionLog
 from shardstore.manifest import Durability
@@ -107,7 +107,7 @@ class Session:
         """
         payload = encode_entries(entries)
         check_fields(kind, source, key, len(payload), bytes_max=self._options.record_bytes_max)
-        _check_seqs(base=base, if_no_turn_since=if_no_turn_since, at_ms=at_ms)
+        check_seqs(base=base, if_no_turn_since=if_no_turn_since, at_ms=at_ms)
         known = self._last_delivered if base is None else base
         receipt = self._writer.append(
             payload, kind=kind, source=source, base=known or None, key=key, since=if_no_turn_since, at_ms=at_ms
@@ -314,9 +314,3 @@ class Session:
 def _check_range(first: int, last: int | None) -> None:
     if not 1 <= first <= SEQ_MAX or (last is not None and last < 0):
         raise InvalidRequest(describe("seqs begin at 1", first=first, last=last))
-
-
-def _check_seqs(**seqs: int | None) -> None:
-    for name, seq in seqs.items():
-        if seq is not None and (isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq <= SEQ_MAX):
-            raise InvalidRequest(describe(f"{name} must be a whole number from 0 on", got=seq))

@@ -14,9 +14,19 @@ from shardstore.backends.base import Backend, Draft
 from shardstore.backends.local import LocalBackend, make_root
 from shardstore.background import Background
 from shardstore.compact import CompactReport
-from shardstore.errors import Conflict, Corrupt, InvalidRequest, NotFound, describe
+from shardstore.errors import (
+    Conflict,
+    Corrupt,
+    InvalidRequest,
+    NotFound,
+    OutcomeUnknown,
+    ShardstoreError,
+    Unavailable,
+    UnsupportedFormat,
+    describe,
+)
 from shardstore.ingest import ingest, restore
-from shardstore.layout import SESSIONS, STORE_FILE, TEMP_PREFIX, unquote_id
+from shardstore.layout import DAMAGED, SESSIONS, STORE_FILE, TEMP_PREFIX, SessionKeys, unquote_id
 from shardstore.log import SessionLog
 from shardstore.manifest import Durability
 from shardstore.reader import Reader, Selection
@@ -25,7 +35,7 @@ from shardstore.session import Options, Session, SessionInfo
 from shardstore.verify import Finding
 from shardstore.writer import bear, now_ms
 
-__all__ = ["RECORD_BYTES_MAX", "Store", "open_store"]
+__all__ = ["RECORD_BYTES_MAX", "Store", "open_store", "repair_store"]
 
 RECORD_BYTES_MAX = 64 << 20
 COMPACT_SHARDS = 1024
@@ -58,6 +68,8 @@ def open_store(
     """
     _check_options(durability, record_bytes_max, compact_shards)
     root = os.path.abspath(os.fspath(path))
+    if "\0" in root:
+        raise InvalidRequest(describe("a path can't hold a NUL", path=root))
     if create:
         make_root(root)
     elif not os.path.isdir(root):
@@ -82,18 +94,47 @@ def _check_store_file(backend: Backend, root: str, *, create: bool) -> None:
     data = backend.read(STORE_FILE)
     if data is None:
         strangers = [name for name in backend.list("") if not name.startswith(TEMP_PREFIX) and name != STORE_FILE]
-        if not create:
+        if not create and SESSIONS not in strangers:
             raise NotFound(describe("no store here", path=root))
         if strangers and backend.read(STORE_FILE) is None:
+            if SESSIONS in strangers:
+                raise Corrupt(describe("store.json is missing; `shardstore.repair_store` makes it again", path=root))
             raise InvalidRequest(
                 describe("this folder holds something else; choose an empty one", path=root, found=strangers[0])
             )
-        draft = Draft((seal(_StoreFile(FORMAT, now_ms())),))
-        backend.create(STORE_FILE, draft, sync=True)
-        draft.close()
+        _write_store_file(backend)
         data = backend.read(STORE_FILE) or b""
     if unseal(data, _StoreFile, what=STORE_FILE).shardstore != FORMAT:
         raise Corrupt(describe("store file names an impossible format", path=root))
+
+
+def _write_store_file(backend: Backend) -> None:
+    draft = Draft((seal(_StoreFile(FORMAT, now_ms())),))
+    backend.create(STORE_FILE, draft, sync=True)
+    draft.close()
+
+
+def repair_store(path: str | os.PathLike[str]) -> bool:
+    """Make a store's missing or damaged `store.json` again; say whether that was needed. Sessions are not touched.
+
+    Raises NotFound if nothing in the folder is a store's, UnsupportedFormat for the store of a newer version.
+    """
+    root = os.path.abspath(os.fspath(path))
+    backend = LocalBackend(root)
+    try:
+        _check_store_file(backend, root, create=False)
+    except UnsupportedFormat:
+        raise
+    except Corrupt:
+        seen = backend.look(STORE_FILE, None)
+        if seen is not None:
+            draft = Draft((seen.data,))
+            backend.create(f"{DAMAGED}/{STORE_FILE}-{now_ms()}", draft, sync=True)
+            draft.close()
+            backend.delete(STORE_FILE)
+        _write_store_file(backend)
+        return True
+    return False
 
 
 class Store:
@@ -147,11 +188,8 @@ class Store:
 
         Raises Corrupt for a session whose manifest is damaged; `verify` goes on in that case.
         """
-        for id_ in self.ids():
-            try:
-                info = self.session(id_).info()
-            except NotFound:
-                continue
+        for id_ in filter(self._exists, self.ids()):
+            info = self.session(id_).info()
             if (archived or not info.archived) and (deleted or info.state == "open"):
                 yield info
 
@@ -177,8 +215,17 @@ class Store:
     # -------------------------------------------------------------- maintenance
 
     def compact(self, *, on_progress: Progress | None = None) -> list[CompactReport]:
-        """Compact every session; `on_progress` is called with (sessions done, sessions in all)."""
-        return [self.session(id_).compact() for id_ in self._walk(on_progress)]
+        """Compact every session; `on_progress` is called with (sessions done, sessions in all).
+
+        A session that can't be compacted has its report say why in `error`, and the others go on.
+        """
+        return [self._compact(id_) for id_ in self._walk(on_progress)]
+
+    def _compact(self, id_: str) -> CompactReport:
+        try:
+            return self.session(id_).compact()
+        except (Corrupt, Unavailable, OutcomeUnknown, NotFound, UnsupportedFormat) as error:
+            return CompactReport(id_, False, 0, 0, 0, 0, str(error))
 
     def _walk(self, on_progress: Progress | None) -> Iterator[str]:
         ids = [id_ for id_ in self.ids() if self._exists(id_)]
@@ -190,7 +237,7 @@ class Store:
             on_progress(len(ids), len(ids))
 
     def _exists(self, id_: str) -> bool:
-        return self._backend.read(SessionLog(self._backend, id_).keys.manifest, length=0) is not None
+        return self._backend.read(SessionKeys(id_).manifest, length=0) is not None
 
     def verify(self, *, on_progress: Progress | None = None) -> list[Finding]:
         """Read everything in the store; return every damage and every oddity, by session."""
@@ -201,20 +248,27 @@ class Store:
         return self._inspect(lambda session: session.repair(), on_progress)
 
     def _inspect(self, look: Callable[[Session], list[Finding]], on_progress: Progress | None) -> list[Finding]:
-        names = sorted(self._backend.list(SESSIONS))
+        try:
+            names = sorted(name for name in self._backend.list(SESSIONS) if not name.startswith(TEMP_PREFIX))
+        except Corrupt as error:
+            return [Finding("", "foreign-object", SESSIONS, None, "damage", str(error))]
         findings: list[Finding] = []
         for done, name in enumerate(names):
             if on_progress is not None:
                 on_progress(done, len(names))
-            id_ = unquote_id(name)
-            if id_ is not None:
-                findings += look(self.session(id_))
-            elif not name.startswith(TEMP_PREFIX):
-                where = f"{SESSIONS}/{name}"
-                findings.append(Finding("", "stray-file", where, None, "note", "not the store's; left alone"))
+            findings += self._inspect_one(name, look)
         if on_progress is not None:
             on_progress(len(names), len(names))
         return findings
+
+    def _inspect_one(self, name: str, look: Callable[[Session], list[Finding]]) -> list[Finding]:
+        id_, where = unquote_id(name), f"{SESSIONS}/{name}"
+        if id_ is None or os.path.isfile(os.path.join(self.path, where)):
+            return [Finding("", "stray-file", where, None, "note", "not the store's; left alone")]
+        try:
+            return look(self.session(id_))
+        except ShardstoreError as error:
+            return [Finding(id_, "unreadable-session", where, None, "damage", str(error))]
 
     def backup(self, target: str | os.PathLike[str], *, on_progress: Progress | None = None) -> int:
         """Copy every session into a new store at `target` while writers and compactors go on; return their number.

@@ -52,6 +52,8 @@ def verify_session(log: SessionLog) -> list[Finding]:
             return _verify(log)
         except Vanished:
             continue
+        except Corrupt as error:
+            return [_damage(log, "foreign-object", log.keys.folder, None, str(error))]
     raise Corrupt(describe("segments kept vanishing during verification", session=log.id))
 
 
@@ -82,17 +84,10 @@ def _note(log: SessionLog, what: str, where: str, advice: str) -> Finding:
 
 
 def _without_manifest(log: SessionLog) -> list[Finding]:
-    if is_headless(log):
+    if log.is_headless():
         return [_damage(log, "missing-manifest", log.keys.manifest, None, "repair rebuilds it from what is there")]
-    return [_note(log, "unfinished-birth", log.keys.folder, "nothing was acknowledged in it; it may be removed")]
-
-
-def is_headless(log: SessionLog) -> bool:
-    """Say whether a folder without a manifest holds what only a session can hold: shards, or compacted segments."""
-    if log.listed(0):
-        return True
-    parsed = [parse_segment_name(name) for name in log.backend.list(log.keys.segments)]
-    return any(names is not None and names[2] > 0 for names in parsed)
+    advice = "no session: an import that never ended, or one that lost its manifest; import it again or look yourself"
+    return [_note(log, "unfinished-birth", log.keys.folder, advice)]
 
 
 # ------------------------------------------------------------------ segments
@@ -168,8 +163,7 @@ def _shards(log: SessionLog, manifest: Manifest) -> list[Finding]:
     findings: list[Finding] = []
     listed = log.listed(manifest.watermark)
     for seq in range(manifest.watermark + 1, (listed[-1] if listed else 0) + 1):
-        data = log.shard(seq)
-        what = "missing-shard" if data is None else "torn-shard" if _is_torn(log, seq, data) else ""
+        what = _shard_damage(log, seq)
         if not what:
             continue
         if log.glance()[1].watermark >= seq:
@@ -180,16 +174,24 @@ def _shards(log: SessionLog, manifest: Manifest) -> list[Finding]:
             )
         else:
             advice = "restore it from a backup; repair marks it lost and keeps the original in damaged/"
+            if what == "foreign-object":
+                advice = "this is no file of the store's; look what it is, move it away, then repair"
             findings.append(_damage(log, what, log.keys.shard(seq), (seq, seq), advice))
     return findings
 
 
-def _is_torn(log: SessionLog, seq: int, data: bytes) -> bool:
+def _shard_damage(log: SessionLog, seq: int) -> str:
+    """Return what is wrong with the shard at `seq`, "" for nothing."""
     try:
-        decode_shard(data, what=log.keys.shard(seq))
+        data = log.shard(seq)
     except Corrupt:
-        return True
-    return False
+        return "foreign-object"
+    try:
+        if data is not None:
+            decode_shard(data, what=log.keys.shard(seq))
+    except Corrupt:
+        return "torn-shard"
+    return "missing-shard" if data is None else ""
 
 
 def _leftovers(log: SessionLog, manifest: Manifest) -> list[Finding]:

@@ -122,6 +122,7 @@ class Writer:
         except NotFound:
             if self._birth is None:
                 raise
+            self._log.require_unborn()
             bear(self._log, self._birth)
             manifest = self._log.look()
         self._sync = manifest.durability == "sync"

@@ -23,24 +23,26 @@ class GroupSync:
         self._count = ForkSafeLock()
         self._drawn = 0
         self._covered = 0
-        self._failures: list[tuple[int, int, OSError]] = []
+        self._failure: OSError | None = None
 
     def sync(self) -> None:
-        """Return once a flush that started after this call has ended; raise its OSError if it failed."""
+        """Return once a flush that started after this call has ended; raise its OSError if it failed.
+
+        After a failure nothing is flushed again and everybody who comes fails too: the kernel reports a lost write
+        once, and a second flush of the same descriptor would succeed without having saved it.
+        """
         with self._count:
             self._drawn += 1
             ticket = self._drawn
         with self._queue:
-            if self._covered < ticket:
-                self._run()
-        for low, high, error in self._failures:
-            if low < ticket <= high:
-                raise OSError(error.errno, error.strerror)
-
-    def _run(self) -> None:
-        low, high = self._covered, self._drawn
-        try:
-            self._flush()
-        except OSError as error:
-            self._failures.append((low, high, error))
-        self._covered = high
+            if self._covered >= ticket:
+                return
+            if self._failure is not None:
+                raise OSError(self._failure.errno, self._failure.strerror)
+            upto = self._drawn
+            try:
+                self._flush()
+            except OSError as error:
+                self._failure = error
+                raise
+            self._covered = upto

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from shardstore.backends import locks, syscalls
@@ -46,8 +47,8 @@ def _translated(action: str, key: str) -> Iterator[None]:
 
 
 def _unavailable(error: OSError, action: str, key: str) -> Exception:
-    if error.errno in (errno.ELOOP, errno.ENOTDIR):
-        return Corrupt(describe("a symlink or a file lies where the store has a folder or file of its own", key=key))
+    if isinstance(error, syscalls.ForeignObjectError):
+        return Corrupt(describe("something else lies where the store has a file or folder of its own", key=key))
     reason = os.strerror(error.errno) if error.errno else str(error)
     return Unavailable(describe(f"cannot {action}: {reason.lower()}", key=key), errno=error.errno)
 
@@ -71,7 +72,11 @@ class LocalBackend:
     # -------------------------------------------------------------- folders
 
     def _folder(self, prefix: str) -> Folder:
-        """Return the held folder; raises FileNotFoundError if there is none."""
+        """Return the held folder; raises FileNotFoundError if there is none.
+
+        Keep the Folder in a variable as long as its descriptor is used: what nobody refers to is closed, and its number
+        may be another folder's the next moment.
+        """
         if not prefix:
             return self._root
         folder = self._folders.get(prefix)
@@ -79,7 +84,18 @@ class LocalBackend:
 
     def _hold(self, prefix: str) -> Folder:
         parent, _, name = prefix.rpartition("/")
-        folder = Folder(syscalls.open_folder(name, self._folder(parent).fd))
+        above = self._folder(parent)
+        try:
+            folder = Folder(syscalls.open_folder(name, above.fd))
+        except FileNotFoundError:
+            if parent or os.fstat(above.fd).st_nlink:
+                raise
+            self._root = above = Folder(syscalls.open_folder(self.root, None))  # the store was removed and made again
+            folder = Folder(syscalls.open_folder(name, above.fd))
+        except syscalls.ForeignObjectError:
+            if parent == SESSIONS and stat.S_ISREG(os.stat(name, dir_fd=above.fd, follow_symlinks=False).st_mode):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None  # a stray file, no session
+            raise
         while len(self._folders) >= FOLDERS_MAX:
             with suppress(StopIteration, RuntimeError):  # another thread was quicker
                 self._folders.pop(next(iter(self._folders)), None)
@@ -93,9 +109,25 @@ class LocalBackend:
             parent, _, name = prefix.rpartition("/")
             above = self._folder(parent) if name == SHARDS else self._make(parent)
             syscalls.make_folder(name, above.fd)
+            folder = self._folder(prefix)
             if prefix == SESSIONS:
-                syscalls.spread_children(self._folder(prefix).fd)
-            return self._folder(prefix)
+                syscalls.spread_children(folder.fd)
+            return folder
+
+    def _refusal(self, error: OSError, action: str, key: str) -> Exception:
+        """Translate an error; of a folder that was removed meanwhile, say so."""
+        if self._drop_removed(key.rpartition("/")[0]):
+            error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return _unavailable(error, action, key)
+
+    def _drop_removed(self, prefix: str) -> bool:
+        """Let go of held folders if one on the way to `prefix` was removed, so that the next call opens them anew."""
+        parts = prefix.split("/")
+        chain = [self._folders.get("/".join(parts[:depth])) for depth in range(1, len(parts) + 1)]
+        if any(os.fstat(folder.fd).st_nlink == 0 for folder in [self._root, *chain] if folder is not None):
+            self._folders.clear()
+            return True
+        return False
 
     def _forget(self, prefix: str) -> None:
         """Drop held folders at and below `prefix`: one of them was removed or its flush failed."""
@@ -116,9 +148,7 @@ class LocalBackend:
                 return False
         except OSError as error:
             draft.close()
-            if error.errno == errno.ENOENT:
-                self._folders.clear()  # some folder was removed, and may have been made again
-            raise _unavailable(error, "create", key) from error
+            raise self._refusal(error, "create", key) from error
         self._commit(prefix, key, staged, draft, sync)
         return True
 
@@ -224,22 +254,29 @@ class LocalBackend:
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See Backend. Uses a descriptor of its own: listings on one description would share their position."""
         try:
-            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder(prefix).fd)
-            try:
-                names = os.listdir(fd)
-            finally:
-                os.close(fd)
+            names = self._names(prefix)
         except FileNotFoundError:
-            return iter(())
+            if not self._drop_removed(prefix):
+                return iter(())
+            return self.list(prefix, after)
         except OSError as error:
             raise _unavailable(error, "list", prefix) from error
         return (name for name in names if name > after) if after else iter(names)
+
+    def _names(self, prefix: str) -> Iterable[str]:
+        folder = self._folder(prefix)
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder.fd)
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
 
     def delete(self, key: str) -> None:
         """See Backend."""
         prefix, _, name = key.rpartition("/")
         with _translated("delete", key), suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._folder(prefix).fd)
+            folder = self._folder(prefix)
+            os.unlink(name, dir_fd=folder.fd)
 
     def replace(self, key: str, data: bytes, expected: Seen) -> bool:
         """See Backend. Compare and rename happen under the folder's lock, which is what makes them one step."""
@@ -311,19 +348,22 @@ class LocalBackend:
 
     def hint(self, prefix: str) -> int:
         """See Backend."""
+        folder = self._hinting(prefix, 0)
         try:
-            raw = os.pread(fd, _HINT.size, 0) if (fd := self._hint_fd(prefix, 0)) >= 0 else b""
+            raw = b"" if folder is None else os.pread(folder.hint_fd, _HINT.size, 0)
         except OSError:
             return 0
         return int(_HINT.unpack(raw)[0]) if len(raw) == _HINT.size else 0
 
     def advise(self, prefix: str, seq: int) -> None:
         """See Backend. Nothing depends on it, so a full disk is no reason to fail an append that is committed."""
-        if (fd := self._hint_fd(prefix, os.O_CREAT)) >= 0:
+        folder = self._hinting(prefix, os.O_CREAT)
+        if folder is not None:
             with suppress(OSError):
-                os.pwrite(fd, _HINT.pack(seq), 0)
+                os.pwrite(folder.hint_fd, _HINT.pack(seq), 0)
 
-    def _hint_fd(self, prefix: str, create: int) -> int:
+    def _hinting(self, prefix: str, create: int) -> Folder | None:
+        """Return the folder with its hint open; None if there is none to be had."""
         try:
             folder = self._folder(prefix)
             if folder.hint_fd < 0:
@@ -332,8 +372,8 @@ class LocalBackend:
                     if folder.hint_fd < 0:
                         folder.hint_fd = os.open(_HINT_NAME, flags, 0o600, dir_fd=folder.fd)
         except OSError:
-            return -1
-        return folder.hint_fd
+            return None
+        return folder
 
     def watch_paths(self, prefix: str) -> tuple[str, ...]:
         """See Backend."""
@@ -346,9 +386,9 @@ class LocalBackend:
         for name in self.list(prefix):
             if name.startswith(TEMP_PREFIX):
                 with _translated("sweep", f"{prefix}/{name}"), suppress(FileNotFoundError):
-                    folder = self._folder(prefix).fd
-                    if time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > TEMP_AGE_S:
-                        os.unlink(name, dir_fd=folder)
+                    folder = self._folder(prefix)
+                    if time.time() - os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mtime > TEMP_AGE_S:
+                        os.unlink(name, dir_fd=folder.fd)
                         swept += 1
         return swept
 

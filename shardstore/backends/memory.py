@@ -49,8 +49,9 @@ class MemoryBackend:
 
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See Backend."""
+        above = f"{prefix}/" if prefix else ""
         with self._lock:
-            below = {key[len(prefix) + 1 :].split("/")[0] for key in self._objects if key.startswith(prefix + "/")}
+            below = {key[len(above) :].split("/")[0] for key in self._objects if key.startswith(above)}
         return (name for name in below if name > after)
 
     def delete(self, key: str) -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 __all__ = [
+    "ForeignObjectError",
     "flush_data",
     "flush_folder",
     "link_named",
@@ -39,9 +40,18 @@ _FS_IOC_SETFLAGS = 0x40086602
 _FS_TOPDIR_FL = 0x00020000
 
 
+class ForeignObjectError(OSError):
+    """Something lies where the store has a folder or a regular file of its own."""
+
+
 def open_folder(name: str, parent: int | None) -> int:
-    """Open a folder relative to `parent`; a symlink in its place raises OSError."""
-    return os.open(name, _FOLDER_FLAGS, dir_fd=parent)
+    """Open a folder relative to `parent`; a symlink or a file in its place raises ForeignObjectError."""
+    try:
+        return os.open(name, _FOLDER_FLAGS, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise ForeignObjectError(error.errno, "not a folder", name) from error
+        raise
 
 
 def make_folder(name: str, parent: int) -> None:
@@ -53,11 +63,16 @@ def make_folder(name: str, parent: int) -> None:
 
 
 def open_regular(name: str, folder: int) -> int:
-    """Open a regular file for reading; anything else in its place raises OSError."""
-    fd = os.open(name, _READ_FLAGS, dir_fd=folder)
+    """Open a regular file for reading; anything else in its place raises ForeignObjectError."""
+    try:
+        fd = os.open(name, _READ_FLAGS, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise ForeignObjectError(error.errno, "not a regular file", name) from error
+        raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", name)
+        raise ForeignObjectError(errno.EINVAL, "not a regular file", name)
     return fd
 
 
