@@ -80,7 +80,7 @@ def shard_name(seq: int) -> str:
 def parse_shard_name(name: str) -> int | None:
     """Return the seq of a shard's file name, or None for any other name."""
     match = _SHARD.fullmatch(name)
-    return int(match[1]) if match and name.isascii() else None
+    return seq if match and name.isascii() and 0 < (seq := int(match[1])) <= SEQ_MAX else None
 
 
 def segment_name(segment: SegmentRef) -> str:

@@ -26,10 +26,11 @@ from shardstore.segment import (
     span,
 )
 
-__all__ = ["LOOKS_MAX", "SessionLog", "Vanished", "segment_of"]
+__all__ = ["HOLES_MAX", "LOOKS_MAX", "SessionLog", "Vanished", "segment_of"]
 
 PAGES_AT_ONCE = 32  # index pages in one read, 128 KiB
 PAGES_KEPT = 16  # index pages remembered per handle, half a megabyte
+HOLES_MAX = 65_536  # a power loss leaves no more holes than there were writers; a wider gap is somebody's junk
 LOOKS_MAX = 10_000  # looks in one call before a session that changes all the time counts as unavailable
 
 
@@ -113,6 +114,12 @@ class SessionLog:
     def has_shard(self, seq: int) -> bool:
         """Say whether there is a shard at `seq`."""
         return seq <= SEQ_MAX and self.backend.read(self.keys.shard(seq), length=0) is not None
+
+    def missing(self, after: int) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the seqs above `after` that a listing shows, sorted, and the runs (first, last) missing among them."""
+        listed = self.listed(after)
+        pairs = zip([after, *listed], listed, strict=False)
+        return listed, [(low + 1, high - 1) for low, high in pairs if high > low + 1]
 
     def listed(self, after: int) -> list[int]:
         """Return the seqs above `after` that a listing shows, sorted; a listing is of no one moment."""

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from shardstore.compact import create_segment, keep_damaged, sweep
 from shardstore.errors import Corrupt, NotFound, Unavailable, UnsupportedFormat, describe
-from shardstore.layout import parse_segment_name, segment_name, shard_name
-from shardstore.log import SessionLog, Vanished
+from shardstore.layout import SEQ_MAX, parse_segment_name, segment_name, shard_name
+from shardstore.log import HOLES_MAX, SessionLog, Vanished
 from shardstore.manifest import Durability, Manifest, SegmentRef, encode_manifest, successor
 from shardstore.record import DELETE, FORMAT, HEADER_BYTES_MAX, LOST, Header, decode_header, decode_shard, encode_header
 from shardstore.segment import (
@@ -95,16 +95,25 @@ def _with_facts_of(damaged: bytes, rebuilt: Manifest) -> Manifest:
 
 def _rebuilt(log: SessionLog) -> Manifest:
     """Return a manifest that covers what the segment files hold: from seq 1 on, always the longest that fits."""
-    found = [segment for name in log.backend.list(log.keys.segments) if (segment := _reference(log, name)) is not None]
-    generation = max((segment.base for segment in found), default=0) + 1
+    names = [(name, parsed) for name in log.backend.list(log.keys.segments) if (parsed := parse_segment_name(name))]
+    generation = max((parsed[2] for _, parsed in names), default=0) + 1
+    lowest = min(log.listed(0), default=SEQ_MAX)
+    candidates = [
+        _reference(log, name) or _rescued(log, name, generation)
+        for name, (_, last, base, _) in names
+        if base > 0 or lowest > last  # a killed import is shadowed by the shards of the session that was born instead
+    ]
+    found = [segment for segment in candidates if segment is not None]
     chain: list[SegmentRef] = []
     top = max([segment.last for segment in found] + [0])
     while (first := chain[-1].last + 1 if chain else 1) <= top:
         fitting = [segment for segment in found if segment.first == first]
         if fitting:
-            chain.append(max(fitting, key=lambda segment: (segment.last, segment.base)))
+            chain.append(max(fitting, key=lambda segment: (segment.base > 0, segment.last, segment.base)))
         else:
-            upto = min(segment.first for segment in found if segment.first > first) - 1 if _later(found, first) else top
+            upto = min((segment.first - 1 for segment in found if segment.first > first), default=top)
+            if upto - first >= HOLES_MAX:
+                break  # what lies behind so wide a gap is nobody's record
             chain.append(_write(log, first, [log.shard(seq) for seq in range(first, upto + 1)], generation))
     last = chain[-1].last if chain else 0
     nonce = new_nonce()
@@ -112,8 +121,14 @@ def _rebuilt(log: SessionLog) -> Manifest:
     return manifest if not _was_deleted(log, manifest) else replace(manifest, state="closing")
 
 
-def _later(found: list[SegmentRef], first: int) -> bool:
-    return any(segment.first > first for segment in found)
+def _rescued(log: SessionLog, name: str, generation: int) -> SegmentRef | None:
+    """Write anew what can be read of a segment whose trailer is damaged; keep the original in `damaged/`."""
+    first, last, _, _ = parse_segment_name(name) or (0, 0, 0, "")
+    data = log.backend.read(f"{log.keys.segments}/{name}") or b""
+    if last < first or last - first >= len(data):
+        return None  # a record takes more than a byte: this name promises what the file can't hold
+    keep_damaged(log, name, data)
+    return _write(log, first, _scanned(data, last - first + 1), generation)
 
 
 def _reference(log: SessionLog, name: str) -> SegmentRef | None:
@@ -125,7 +140,7 @@ def _reference(log: SessionLog, name: str) -> SegmentRef | None:
     first, last, base, nonce = parsed
     try:
         _, count, length, keys = decode_trailer(data[-TRAILER_BYTES:], what=name)
-    except Corrupt:
+    except (Corrupt, UnsupportedFormat):
         return None
     size = segment_size(length, count, keys)
     return SegmentRef(first, last, base, nonce, length, keys, size) if size == len(data) else None
@@ -142,7 +157,7 @@ def _was_deleted(log: SessionLog, manifest: Manifest) -> bool:
             header = log.segment_header(manifest, manifest.watermark)
         else:
             return False
-    except (Corrupt, Vanished):
+    except (Corrupt, UnsupportedFormat, Vanished):
         return False
     return header.kind == "control" and header.source == DELETE
 
@@ -213,6 +228,7 @@ def _readable_pages(segment: SegmentRef, data: bytes) -> Iterator[list[IndexEntr
 
 
 def _whole(shard: bytes) -> bytes | None:
+    """Return `shard` if it reads back, None if it is damaged. Raises UnsupportedFormat: that is for a newer version."""
     try:
         decode_shard(shard, what="")
     except Corrupt:
@@ -276,17 +292,27 @@ def _lost() -> bytes:
 
 def _repair_shards(log: SessionLog) -> None:
     manifest = log.glance()[1]
-    listed = log.listed(manifest.watermark)
-    for seq in range(manifest.watermark + 1, (listed[-1] if listed else 0) + 1):
-        key = log.keys.shard(seq)
-        try:
-            seen = log.backend.look(key, None)
-        except Corrupt:
-            continue  # no file of ours; verify names it, and only a human can say whose it is
-        if seen is None:
+    listed, holes = log.missing(manifest.watermark)
+    far = next((first for first, last in holes if last - first >= HOLES_MAX), SEQ_MAX)
+    for first, last in holes:
+        for seq in range(first, last + 1) if first < far else ():
             draft = lost_draft()
-            log.backend.create(key, draft, sync=True)
+            log.backend.create(log.keys.shard(seq), draft, sync=True)
             draft.close()
-        elif _whole(seen.data) is None and manifest.durability == "sync":
-            keep_damaged(log, shard_name(seq), seen.data)
-            log.backend.replace(key, _lost(), seen)
+    for seq in listed:
+        _repair_shard(log, manifest, seq, far=seq > far)
+
+
+def _repair_shard(log: SessionLog, manifest: Manifest, seq: int, *, far: bool) -> None:
+    key = log.keys.shard(seq)
+    try:
+        seen = log.backend.look(key, None)
+        if seen is None or (not far and (manifest.durability == "none" or _whole(seen.data) is not None)):
+            return
+    except (Corrupt, UnsupportedFormat):
+        return  # no file of ours, or of a newer version; verify names it, and only a human can say what to do
+    keep_damaged(log, shard_name(seq), seen.data)
+    if far:
+        log.backend.delete(key)
+    else:
+        log.backend.replace(key, _lost(), seen)

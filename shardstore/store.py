@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardstore.backends.base import Backend, Draft
 from shardstore.backends.local import LocalBackend, make_root
@@ -283,6 +283,8 @@ class Store:
                 raise Conflict(
                     describe("the backup's target holds sessions already; choose an empty folder", path=copy.path)
                 )
+            for id_ in self.ids():
+                SessionLog(self._backend, id_).require_unborn()
             for id_ in self._walk(on_progress):
                 self._copy(id_, copy)
                 copied += 1
@@ -293,5 +295,6 @@ class Store:
         manifest = log.glance()[1]
         if manifest.state == "open":
             restore(target, Reader(log).records(1, None, Selection(), reverse=False), manifest)
-        else:
-            bear(target, manifest.durability, manifest)
+        else:  # a deletion that was begun is ended in the copy
+            end = max([manifest.watermark, *log.listed(manifest.watermark)])
+            bear(target, manifest.durability, replace(manifest, state="deleted", segments=(), watermark=end))

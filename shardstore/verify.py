@@ -20,7 +20,7 @@ from shardstore.layout import (
     parse_shard_name,
     segment_name,
 )
-from shardstore.log import SessionLog, Vanished
+from shardstore.log import HOLES_MAX, SessionLog, Vanished
 from shardstore.manifest import Manifest, SegmentRef
 from shardstore.record import Header, counts_as_turn, decode_shard
 from shardstore.segment import KEY_PAIRS, TRAILER_BYTES, TURN_FLAG, IndexEntry, check_trailer, key_hash, kind_of, span
@@ -140,7 +140,7 @@ def check_record(entry: IndexEntry, shard: bytes) -> Header | None:
         header, _, header_length = decode_shard(shard, what="")
         turn = bool(entry[4] & TURN_FLAG)
         same = kind_of(entry[4]) == header.kind and turn == counts_as_turn(header.kind, header.source)
-    except Corrupt:
+    except (Corrupt, UnsupportedFormat):
         return None
     return header if same and header_length == entry[2] else None
 
@@ -160,24 +160,31 @@ def _check_keys(log: SessionLog, manifest: Manifest, segment: SegmentRef) -> Non
 
 def _shards(log: SessionLog, manifest: Manifest) -> list[Finding]:
     """Check the shards above W; start again if they were compacted meanwhile."""
+    listed, holes = log.missing(manifest.watermark)
+    damages = [(what, (seq, seq)) for seq in listed if (what := _shard_damage(log, seq))]
+    damages += [("missing-shard", hole) for hole in holes]
+    gone = next((hole for hole in holes if hole[1] - hole[0] >= HOLES_MAX), None)
     findings: list[Finding] = []
-    listed = log.listed(manifest.watermark)
-    for seq in range(manifest.watermark + 1, (listed[-1] if listed else 0) + 1):
-        what = _shard_damage(log, seq)
-        if not what:
-            continue
-        if log.glance()[1].watermark >= seq:
-            raise Vanished(seq)
-        if what == "torn-shard" and manifest.durability == "none":
-            findings.append(
-                _note(log, what, log.keys.shard(seq), "an unsynced record did not survive; it reads as lost")
-            )
-        else:
-            advice = "restore it from a backup; repair marks it lost and keeps the original in damaged/"
-            if what == "foreign-object":
-                advice = "this is no file of the store's; look what it is, move it away, then repair"
-            findings.append(_damage(log, what, log.keys.shard(seq), (seq, seq), advice))
+    for what, seqs in sorted(damages, key=lambda damage: damage[1]):
+        if what == "missing-shard" and log.has_shard(seqs[0]):
+            continue  # a listing is of no one moment
+        if log.glance()[1].watermark >= seqs[0]:
+            raise Vanished(seqs)
+        tolerated = what == "torn-shard" and manifest.durability == "none"
+        advice = _ADVICE.get(what, "restore it from a backup; repair marks it lost")
+        if tolerated:
+            advice = "an unsynced record did not survive; it reads as lost"
+        if gone is not None and seqs[0] >= gone[0]:
+            what, advice = "far-shard", "nothing acknowledged can lie behind so wide a gap; repair moves it to damaged/"
+        findings.append(Finding(log.id, what, log.keys.shard(seqs[0]), seqs, "note" if tolerated else "damage", advice))
     return findings
+
+
+_ADVICE = {
+    "foreign-object": "this is no file of the store's; look what it is, move it away, then repair",
+    "newer-format": "a newer shardstore wrote it: upgrade this one",
+    "torn-shard": "restore it from a backup; repair marks it lost and keeps the original in damaged/",
+}
 
 
 def _shard_damage(log: SessionLog, seq: int) -> str:
@@ -191,7 +198,9 @@ def _shard_damage(log: SessionLog, seq: int) -> str:
             decode_shard(data, what=log.keys.shard(seq))
     except Corrupt:
         return "torn-shard"
-    return "missing-shard" if data is None else ""
+    except UnsupportedFormat:
+        return "newer-format"
+    return ""
 
 
 def _leftovers(log: SessionLog, manifest: Manifest) -> list[Finding]:

@@ -27,7 +27,7 @@ from shardstore.errors import (
     describe,
 )
 from shardstore.judge import Judge
-from shardstore.log import LOOKS_MAX, SessionLog, Vanished
+from shardstore.log import HOLES_MAX, LOOKS_MAX, SessionLog, Vanished
 from shardstore.manifest import Durability, Manifest, encode_manifest, successor
 from shardstore.reader import Reader
 from shardstore.record import DELETE, FORMAT, LOST, Header, Kind, Receipt, counts_as_turn, encode_header
@@ -130,15 +130,20 @@ class Writer:
 
     def fill_holes(self, manifest: Manifest) -> int:
         """Spend every seq that is missing below a later shard as `lost`; return the highest seq seen."""
-        listed = self._log.listed(manifest.watermark)
-        if not listed:
-            return manifest.watermark
-        if listed[-1] - manifest.watermark != len(listed):
-            watermark = self._log.look().watermark  # a compaction since the first look leaves no hole behind
-            present = set(listed)
-            for seq in range(watermark + 1, listed[-1]):
-                if seq not in present:
-                    self.spend(seq)
+        listed, holes = self._log.missing(manifest.watermark)
+        if not holes:
+            return listed[-1] if listed else manifest.watermark
+        watermark = self._log.glance()[1].watermark  # a compaction since the first look leaves no hole behind
+        for first, last in holes:
+            if last - max(first, watermark + 1) >= HOLES_MAX:
+                raise Corrupt(
+                    describe(
+                        "a shard lies far beyond the log; run verify, then repair", session=self._log.id, seq=last + 1
+                    ),
+                    seq=first,
+                )
+            for seq in range(max(first, watermark + 1), last + 1):
+                self.spend(seq)
         return listed[-1]
 
     def spend(self, seq: int) -> bool:

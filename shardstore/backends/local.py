@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from shardstore.backends import locks, syscalls
 from shardstore.backends.base import Draft, Seen
@@ -324,13 +324,15 @@ class LocalBackend:
             raise NotFound(describe("no such session", key=prefix)) from None
         except OSError as error:
             raise _unavailable(error, "lock", prefix) from error
-        with locks.hold(folder.fd, wait_s) as held:
+        with ExitStack() as stack:
+            try:
+                held = stack.enter_context(locks.hold(folder.fd, wait_s))
+            except OSError as error:
+                raise self._refusal(error, "lock", prefix) from error
             if held:
                 self._locked[owner] = os.getpid()
-            try:
-                yield held
-            finally:
-                self._locked.pop(owner, None)
+                stack.callback(self._locked.pop, owner, None)
+            yield held
 
     def settle(self, prefix: str) -> None:
         """See Backend."""

@@ -35,6 +35,10 @@ __all__ = [
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _UNNAMED = getattr(os, "O_TMPFILE", 0)
+_NO_UNNAMED = (  # not there, or nothing can be made there now: whoever writes is told by the attempt
+    *(errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT),
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT),
+)
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_TOPDIR_FL = 0x00020000
@@ -97,7 +101,7 @@ def supports_unnamed(folder: int) -> bool:
     try:
         os.close(open_unnamed(folder))
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+        if error.errno in _NO_UNNAMED:
             return False
         raise
     return True

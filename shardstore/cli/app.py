@@ -92,14 +92,10 @@ def cli(context: click.Context, store_path: str) -> None:
 
 
 def open_store(
-    settings: Settings, *, create: bool = False, durability: str = "sync", background: bool = False
+    settings: Settings, *, create: bool = False, durability: shardstore.Durability = "sync"
 ) -> shardstore.Store:
-    """Open the chosen store; only commands that write new sessions may make it.
-
-    Background compaction is left to processes that live: a command is gone before it would be of use.
-    """
-    compact_shards = 1024 if background else None
-    return shardstore.open(settings.store_path, create=create, durability=durability, compact_shards=compact_shards)
+    """Open the chosen store; only commands that write new sessions may make it."""
+    return shardstore.open(settings.store_path, create=create, durability=durability)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

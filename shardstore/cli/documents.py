@@ -89,6 +89,7 @@ def of_compaction(report: shardstore.CompactReport) -> Document:
         "bytes": report.bytes,
         "swept": report.swept,
         "watermark": report.watermark,
+        "error": report.error,
     }
 
 

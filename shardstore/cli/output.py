@@ -26,7 +26,10 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
+    "Advance",
+    "ReaderGone",
     "flush",
+    "no_progress",
     "note",
     "progress_bar",
     "show_size",
@@ -41,6 +44,10 @@ __all__ = [
 Advance: TypeAlias = Callable[[int, int | None], None]
 PIPED_WIDTH_COLUMNS = 2_000  # a pipe has no width: never cut a cell short
 UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+class ReaderGone(Exception):  # noqa: N818
+    """Nobody reads stdout any more. Not an OSError: click would end the process on one, with a code of its own."""
 
 
 def visible(text: str) -> str:
@@ -58,18 +65,18 @@ def _escape(character: str) -> str:
 
 def write_bytes(chunk: bytes) -> None:
     """Write payload bytes to stdout, untouched."""
-    sys.stdout.buffer.write(chunk)
+    _write(chunk)
 
 
 def write_line(text: str) -> None:
     """Write one line of our own words to stdout; what the locale can't encode is escaped."""
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.buffer.write(text.encode(encoding, "backslashreplace") + b"\n")
+    _write(text.encode(encoding, "backslashreplace") + b"\n")
 
 
 def write_json(document: object) -> None:
     """Write one JSON document on a line of its own."""
-    sys.stdout.buffer.write(json.dumps(document, ensure_ascii=True).encode("ascii") + b"\n")
+    _write(json.dumps(document, ensure_ascii=True).encode("ascii") + b"\n")
 
 
 def note(text: str) -> None:
@@ -79,12 +86,21 @@ def note(text: str) -> None:
 
 def flush() -> None:
     """Hand everything written so far to the reader of stdout; raises as the write would have."""
-    sys.stdout.buffer.flush()
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+
+
+def _write(chunk: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(chunk)
+    except BrokenPipeError as error:
+        raise ReaderGone from error
 
 
 def show_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
-    """Write a table; `right` has an `r` at the place of each column that is aligned to the right."""
+    """Write a table and a blank line; `right` has an `r` at the place of each column that is aligned to the right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, column in enumerate(columns):
         numeric = right[place : place + 1] == "r"
@@ -95,8 +111,9 @@ def show_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequenc
     canvas = io.StringIO()
     width = None if on_terminal else PIPED_WIDTH_COLUMNS
     Console(file=canvas, force_terminal=on_terminal, width=width, highlight=False).print(table)
-    for line in canvas.getvalue().splitlines():
+    for line in canvas.getvalue().strip("\n").split("\n"):
         write_line(line.rstrip())
+    write_line("")
 
 
 def show_size(size_bytes: int) -> str:
@@ -121,11 +138,15 @@ def show_time(at_ms: int | None) -> str:
         return f"{at_ms} ms"
 
 
+def no_progress(done: int, total: int | None) -> None:
+    """Show nothing."""
+
+
 @contextmanager
 def progress_bar(what: str, *, total: int | None = None, is_bytes: bool = False) -> Iterator[Advance]:
     """Show a bar on stderr while the block runs, if stderr is a terminal; yields `advance(done, total)`."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield no_progress
         return
     count = DownloadColumn(binary_units=True) if is_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())

@@ -9,7 +9,7 @@ import click
 import shardstore
 from shardstore.cli.app import EXIT_FAILED, Settings, open_store, pass_settings
 from shardstore.cli.documents import of_compaction, of_finding
-from shardstore.cli.output import flush, progress_bar, show_size, show_table, visible, write_json, write_line
+from shardstore.cli.output import flush, note, progress_bar, show_size, show_table, visible, write_json, write_line
 
 __all__ = ["COMMANDS"]
 
@@ -26,7 +26,8 @@ def compact(settings: Settings, session_id: str | None, watch: bool, interval_s:
 
     Nobody waits for it: writers append and readers read meanwhile, and killing it at any moment leaves a correct
     store. A session that another process is compacting is passed over. Long-lived writers compact by themselves;
-    --watch is for those who would rather have a process for it. Without SESSION: every session.
+    --watch is for those who would rather have a process for it. Without SESSION: every session; one that can't be
+    compacted is told at the end, with exit code 1.
 
     \b
     Examples:  shardstore compact
@@ -34,12 +35,14 @@ def compact(settings: Settings, session_id: str | None, watch: bool, interval_s:
     """
     with open_store(settings) as store:
         while True:
-            if session_id is None:
-                with progress_bar("compacting") as advance:
+            with progress_bar("compacting") as advance:
+                if session_id is None:
                     reports = store.compact(on_progress=advance)
-            else:
-                reports = [store.session(session_id, create=False).compact()]
+                else:
+                    reports = [store.session(session_id, create=False).compact(on_progress=advance)]
             _print_compactions(reports, quiet=watch, as_json=as_json)
+            if any(report.error for report in reports):
+                click.get_current_context().exit(EXIT_FAILED)
             if not watch:
                 return
             flush()
@@ -49,10 +52,12 @@ def compact(settings: Settings, session_id: str | None, watch: bool, interval_s:
 def _print_compactions(reports: list[shardstore.CompactReport], *, quiet: bool, as_json: bool) -> None:
     """Print what was done; a watcher stays silent about sessions in which there was nothing to do."""
     for report in reports:
-        if quiet and not report.records and not report.swept:
+        if quiet and not report.records and not report.swept and not report.error:
             continue
         if as_json:
             write_json(of_compaction(report))
+        elif report.error:
+            note(f"shardstore: {visible(report.session)}: {visible(report.error)}")
         elif report.skipped:
             write_line(f"{visible(report.session)}: passed over, another process is compacting it")
         else:
@@ -77,6 +82,8 @@ def verify(settings: Settings, session_id: str | None, repair: bool, as_json: bo
     \b
     Example:  shardstore verify && shardstore backup /mnt/backup/today
     """
+    if repair and shardstore.repair_store(settings.store_path):
+        note("store.json was missing or damaged and has been made again")
     with open_store(settings) as store:
         target = store if session_id is None else store.session(session_id, create=False)
         done = target.repair() if repair else []

@@ -17,7 +17,7 @@ import click
 import shardstore
 from shardstore.cli.app import Settings, open_store, pass_settings
 from shardstore.cli.documents import of_receipt
-from shardstore.cli.output import Advance, flush, progress_bar, visible, write_json, write_line
+from shardstore.cli.output import Advance, flush, no_progress, progress_bar, visible, write_json, write_line
 
 __all__ = ["COMMANDS"]
 
@@ -41,7 +41,7 @@ durability_option = click.option(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line for each file.")
 @pass_settings
 def import_files(
-    settings: Settings, files: tuple[str, ...], session_id: str | None, durability: str, as_json: bool
+    settings: Settings, files: tuple[str, ...], session_id: str | None, durability: shardstore.Durability, as_json: bool
 ) -> None:
     """Make a new session of each plain .jsonl FILE, a record for each line.
 
@@ -95,7 +95,9 @@ def _size_of(file: str) -> int | None:
     return None if file == "-" else os.path.getsize(file)
 
 
-def _import_one(store: shardstore.Store, name: str, file: str, advance: Advance, durability: str) -> int:
+def _import_one(
+    store: shardstore.Store, name: str, file: str, advance: Advance, durability: shardstore.Durability
+) -> int:
     """Import one file; a session that exists already is told apart from every other conflict."""
     try:
         if file == "-":
@@ -145,12 +147,12 @@ def append(
     session_id: str,
     texts: tuple[str, ...],
     each_line: bool,
-    kind: str,
+    kind: shardstore.Kind,
     source: str,
     key: str | None,
     if_no_turn_since: int | None,
     raw: bool,
-    durability: str,
+    durability: shardstore.Durability,
     as_json: bool,
 ) -> None:
     """Commit TEXT, or stdin, to a session as one record; make the session if there is none.
@@ -187,7 +189,7 @@ def _records(texts: tuple[str, ...], *, each_line: bool, raw: bool) -> Iterator[
     elif sys.stdin.isatty():
         raise click.UsageError("nothing to append: give TEXT, or pipe lines to stdin")
     elif each_line:
-        payloads = (line for line in _lines(sys.stdin.buffer, "-", lambda done, total: None) if line.strip())
+        payloads = (line for line in _lines(sys.stdin.buffer, "-", no_progress) if line.strip())
     else:
         payloads = iter([_whole_stdin()])
     for payload in payloads:

@@ -16,7 +16,8 @@ and what was kept is found by reading the file, and the session, when all proces
 from __future__ import annotations
 
 from shardstore.demo.count import Outcome, Tenant
-from shardstore.demo.run import Options, Report, run_demo
-from shardstore.demo.schedule import Timing
+from shardstore.demo.lanes import Event
+from shardstore.demo.run import Options, Report, Watcher, run_demo
+from shardstore.demo.schedule import Schedule, Timing
 
-__all__ = ["Options", "Outcome", "Report", "Tenant", "Timing", "run_demo"]
+__all__ = ["Event", "Options", "Outcome", "Report", "Schedule", "Tenant", "Timing", "Watcher", "run_demo"]

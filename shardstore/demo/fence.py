@@ -77,7 +77,7 @@ class FencedAttempt:
             _drop_lock(self._path)
 
     def write(self, line: bytes) -> None:
-        """Append one line, if nobody wrote meanwhile. Raises EmbeddedAttemptSessionTakeoverError, from then on always."""
+        """Append one line, if nobody wrote meanwhile; EmbeddedAttemptSessionTakeoverError otherwise, and ever after."""
         if self._holds_lock:
             _append(self._path, line)
             return

@@ -32,9 +32,14 @@ def generate_transcript(*, turns: int, seed: int = 0) -> list[bytes]:
     for number in range(turns):
         question, file, finding = TASKS[number % len(TASKS)]
         chain.message("user", [{"type": "text", "text": question}])
-        call = {"type": "toolCall", "id": f"toolu_{chain.token()}", "name": "read", "arguments": {"path": file}}
+        call: dict[str, object] = {
+            "type": "toolCall",
+            "id": f"toolu_{chain.token()}",
+            "name": "read",
+            "arguments": {"path": file},
+        }
         chain.answer([{"type": "text", "text": f"Let me look at {file}."}, call], stop_reason="toolUse")
-        result = [{"type": "text", "text": "\n".join(chain.sentences(6))}]
+        result: list[dict[str, object]] = [{"type": "text", "text": "\n".join(chain.sentences(6))}]
         chain.message("toolResult", result, toolCallId=call["id"], toolName="read", isError=False)
         words = f"I found it: {finding}. " + " ".join(chain.sentences(4))
         chain.answer([{"type": "text", "text": words}], stop_reason="stop")

@@ -16,10 +16,10 @@ from shardstore.demo.schedule import Lane, TimedTurn
 from shardstore.demo.sides import Side, open_side
 from shardstore.demo.transcript import Reply
 
-__all__ = ["Event", "READY", "run_lane"]
+__all__ = ["READY", "Event", "run_lane"]
 
 READY = "ready"
-COMPACT_INTERVAL_S = 0.02
+COMPACT_EVERY_CALLS = 0.4  # the compactor rests for this part of a model call
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ def run_lane(side_name: str, path: str, lane: Lane, call_s: float, pipe: Connect
 class _Worker:
     """One lane at work."""
 
-    def __init__(
-        self, side_name: str, side: Side, source: str, start: float, call_s: float, pipe: Connection
-    ) -> None:
+    def __init__(self, side_name: str, side: Side, source: str, start: float, call_s: float, pipe: Connection) -> None:
         self._side_name = side_name
         self._side = side
         self._source = source
@@ -99,12 +97,13 @@ class _Worker:
         self._report("note", began, turn=number, lines=(line,), refused=delivery.refused, error=delivery.error)
 
     def compact_until_told(self) -> None:
-        """Compact again and again until the parent says stop (or is gone, which reads the same)."""
-        while not self._pipe.poll(COMPACT_INTERVAL_S):
+        """Compact again and again until the parent says stop."""
+        while not self._pipe.poll(self._call_s * COMPACT_EVERY_CALLS):
             began = time.monotonic()
             records = self._side.compact()
             if records:
                 self._report("compacted", began, records=records)
+        self._pipe.recv()  # a message left unread would reach the parent as a reset of the connection
 
     def sleep_until(self, at_s: float) -> None:
         """Wait for a moment of the schedule."""

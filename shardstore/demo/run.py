@@ -12,13 +12,14 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-import shardstore
+from shardstore import Conflict, Finding, Unavailable
+from shardstore import open as open_store
 from shardstore.demo.count import Outcome, count_outcome
 from shardstore.demo.generate import generate_transcript
 from shardstore.demo.lanes import READY, Event, run_lane
@@ -26,7 +27,7 @@ from shardstore.demo.schedule import Lane, Schedule, Timing, make_schedule
 from shardstore.demo.sides import FENCE, SESSION, SHARDSTORE
 from shardstore.demo.transcript import read_transcript
 
-__all__ = ["Options", "Report", "run_demo"]
+__all__ = ["Options", "Report", "Watcher", "run_demo"]
 
 READY_DEADLINE_S = 120.0
 STOP_DEADLINE_S = 30.0
@@ -56,8 +57,21 @@ class Report:
     history_lines: int
     fence: Outcome
     shardstore: Outcome
-    findings: list[shardstore.Finding]
+    findings: list[Finding]
     files: list[tuple[str, int]]
+
+
+class Watcher:
+    """Somebody who looks on while the demo runs; this one sees nothing."""
+
+    def on_start(self, schedule: Schedule) -> None:
+        """All is laid out; the processes start now."""
+
+    def on_event(self, event: Event) -> None:
+        """A lane did something."""
+
+    def on_tick(self, elapsed_s: float) -> None:
+        """A moment has passed."""
 
 
 @dataclass
@@ -73,15 +87,14 @@ class _Member:
 def run_demo(
     options: Options,
     *,
-    on_start: Callable[[Schedule], None] = lambda schedule: None,
-    on_event: Callable[[Event], None] = lambda event: None,
-    on_tick: Callable[[float], None] = lambda elapsed_s: None,
+    watcher: Watcher | None = None,
 ) -> Report:
     """Run the schedule on both sides and return what each lost and kept.
 
     The folder stays, for looking at; it goes again if the demo does not come to its end. Raises InvalidRequest for a
     transcript in which no conversation is found, Conflict for a folder that holds something.
     """
+    watcher = watcher or Watcher()
     lines = (
         generate_transcript(turns=HISTORY_TURNS + options.timing.turns + 1, seed=options.seed)
         if options.transcript is None
@@ -91,8 +104,8 @@ def run_demo(
     with _folder(options.folder) as folder:
         paths = {FENCE: os.path.join(folder, f"{SESSION}.jsonl"), SHARDSTORE: os.path.join(folder, "store")}
         _lay_out(paths, schedule)
-        on_start(schedule)
-        events, elapsed_s = _live(paths, schedule, on_event, on_tick)
+        watcher.on_start(schedule)
+        events, elapsed_s = _live(paths, schedule, watcher)
         return _report(folder, paths, schedule, events, elapsed_s)
 
 
@@ -105,7 +118,7 @@ def _folder(chosen: str | None) -> Iterator[str]:
         folder = os.path.abspath(chosen)
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.listdir(folder):
-            raise shardstore.Conflict(f"the demo wants an empty folder dir={chosen!r}")
+            raise Conflict(f"the demo wants an empty folder dir={chosen!r}")
     try:
         yield folder
     except BaseException:
@@ -117,19 +130,20 @@ def _lay_out(paths: dict[str, str], schedule: Schedule) -> None:
     """Put the history where both sides begin."""
     with open(paths[FENCE], "xb") as file:
         file.writelines(line + b"\n" for line in schedule.history)
-    with shardstore.open(paths[SHARDSTORE]) as store:
+    with open_store(paths[SHARDSTORE]) as store:
         store.import_session(SESSION, (line + b"\n" for line in schedule.history))
 
 
 def _live(
     paths: dict[str, str],
     schedule: Schedule,
-    on_event: Callable[[Event], None],
-    on_tick: Callable[[float], None],
+    watcher: Watcher,
 ) -> tuple[list[Event], dict[str, float]]:
     """Start all lanes, wait for their ends; return everything they reported, and how long each side took."""
     members = [
-        _start(side, paths[side], lane, schedule.timing.call_s) for side in (FENCE, SHARDSTORE) for lane in schedule.lanes
+        _start(side, paths[side], lane, schedule.timing.call_s)
+        for side in (FENCE, SHARDSTORE)
+        for lane in schedule.lanes
     ]
     members.append(_start(SHARDSTORE, paths[SHARDSTORE], COMPACTOR, schedule.timing.call_s))
     try:
@@ -138,7 +152,7 @@ def _live(
         start = time.monotonic() + LEAD_S
         for member in members:
             member.pipe.send(start)
-        return _gather(members, start, on_event, on_tick)
+        return _gather(members, start, watcher)
     finally:
         for member in members:
             if member.process.is_alive():
@@ -166,7 +180,7 @@ def _start(side: str, path: str, lane: Lane, call_s: float) -> _Member:
 def _await_ready(member: _Member) -> None:
     """Wait until a lane has opened its side."""
     if not member.pipe.poll(READY_DEADLINE_S):
-        raise shardstore.Unavailable(f"a process of the demo did not start lane={member.process.name!r}")
+        raise Unavailable(f"a process of the demo did not start lane={member.process.name!r}")
     try:
         word = member.pipe.recv()
     except EOFError:
@@ -174,9 +188,7 @@ def _await_ready(member: _Member) -> None:
     assert word == READY
 
 
-def _gather(
-    members: list[_Member], start: float, on_event: Callable[[Event], None], on_tick: Callable[[float], None]
-) -> tuple[list[Event], dict[str, float]]:
+def _gather(members: list[_Member], start: float, watcher: Watcher) -> tuple[list[Event], dict[str, float]]:
     """Receive until every lane has ended; the compactor is told to stop when the others have."""
     running = {member.pipe: member for member in members}
     compactor = members[-1]
@@ -197,8 +209,8 @@ def _gather(
                     compactor.pipe.send("stop")
                 continue
             events.append(event)
-            on_event(event)
-        on_tick(time.monotonic() - start)
+            watcher.on_event(event)
+        watcher.on_tick(time.monotonic() - start)
     return events, elapsed_s
 
 
@@ -209,11 +221,9 @@ def _check_ended(member: _Member) -> None:
         raise _died(member)
 
 
-def _died(member: _Member) -> shardstore.Unavailable:
+def _died(member: _Member) -> Unavailable:
     member.process.join(STOP_DEADLINE_S)
-    return shardstore.Unavailable(
-        f"a process of the demo died lane={member.process.name!r} exit_code={member.process.exitcode}"
-    )
+    return Unavailable(f"a process of the demo died lane={member.process.name!r} exit_code={member.process.exitcode}")
 
 
 def _report(
@@ -221,10 +231,10 @@ def _report(
 ) -> Report:
     """Read both sides and count."""
     with open(paths[FENCE], "rb") as file:
-        fence_lines = file.read().splitlines()
-    with shardstore.open(paths[SHARDSTORE], create=False, compact_shards=None) as store:
+        fence_lines = _split(file.read())
+    with open_store(paths[SHARDSTORE], create=False, compact_shards=None) as store:
         session = store.session(SESSION, create=False)
-        shard_lines = session.read_jsonl().splitlines()
+        shard_lines = _split(session.read_jsonl())
         findings = store.verify()
         files = session.files()
     found = {FENCE: fence_lines, SHARDSTORE: shard_lines}
@@ -243,3 +253,8 @@ def _report(
         findings=findings,
         files=files,
     )
+
+
+def _split(view: bytes) -> list[bytes]:
+    r"""Return the lines of a `.jsonl`, split at \n and nowhere else."""
+    return view.removesuffix(b"\n").split(b"\n") if view else []

@@ -135,7 +135,7 @@ class _ShardAttempt:
         """Nothing to let go of."""
 
 
-def _commit(session: shardstore.Session, lines: Sequence[bytes], *, kind: str, source: str) -> Delivery:
+def _commit(session: shardstore.Session, lines: Sequence[bytes], *, kind: shardstore.Kind, source: str) -> Delivery:
     """Append lines as one record; all of them are in or none is."""
     try:
         session.append(b"".join(line + b"\n" for line in lines), kind=kind, source=source)
