@@ -5,14 +5,16 @@ Rule: pure. A manifest is a value; every change is a new value with the next gen
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from shardstore.errors import Corrupt, describe
+from shardstore.errors import Corrupt, UnsupportedFormat, describe
 from shardstore.record import FORMAT, seal, unseal
 
 __all__ = ["Durability", "Manifest", "SegmentRef", "decode_manifest", "encode_manifest", "successor"]
 
+_NONCE = re.compile("[0-9a-f]{32}")
 Durability = Literal["sync", "none"]
 State = Literal["open", "closing", "deleted"]
 
@@ -58,8 +60,14 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(data: bytes, *, what: str) -> Manifest:
     """Decode a manifest. Raises Corrupt, or UnsupportedFormat if a newer version wrote it."""
     manifest = unseal(data, Manifest, what=what)
+    if manifest.shardstore > FORMAT:
+        raise UnsupportedFormat(describe("written by a newer shardstore; upgrade this one", what=what))
     reached = 0
     for segment in manifest.segments:
+        if not _NONCE.fullmatch(segment.nonce) or not (
+            0 <= segment.data < segment.size and segment.base >= 0 and segment.keys >= 0
+        ):
+            raise Corrupt(describe("manifest names a segment that can't be", what=what, seq=segment.first))
         if segment.first != reached + 1 or segment.last < segment.first:
             raise Corrupt(describe("manifest names segments that do not follow each other", what=what, seq=reached + 1))
         reached = segment.last

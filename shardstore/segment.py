@@ -18,7 +18,8 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
-from operator import itemgetter
+from itertools import accumulate
+from operator import add, itemgetter
 from typing import TypeAlias
 
 from shardstore.errors import Corrupt, UnsupportedFormat, describe
@@ -171,9 +172,9 @@ def decode_index_page(segment: SegmentRef, number: int, page: bytes, *, what: st
     """Return the entries of an index page. Raises Corrupt; every range returned lies inside the segment's data."""
     body = _open_page(page, number, index_page_range(segment, number)[1], what)
     entries: list[IndexEntry] = list(_ENTRY.iter_unpack(body))
-    end = sum(span(entries[-1]))
-    covered = sum(map(itemgetter(1), entries)) + sum(map(itemgetter(2), entries))
-    if end - entries[0][0] != covered or end > segment.data:
+    lengths = map(add, map(itemgetter(1), entries), map(itemgetter(2), entries))
+    offsets = list(accumulate(lengths, initial=entries[0][0]))
+    if offsets.pop() > segment.data or offsets != list(map(itemgetter(0), entries)):
         raise Corrupt(describe("index of a segment contradicts itself", what=what, page=number))
     return entries
 

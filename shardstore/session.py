@@ -107,7 +107,8 @@ class Session:
         """
         payload = encode_entries(entries)
         check_fields(kind, source, key, len(payload), bytes_max=self._options.record_bytes_max)
-        check_seqs(base=base, if_no_turn_since=if_no_turn_since, at_ms=at_ms)
+        if (base, if_no_turn_since, at_ms) != (None, None, None):
+            check_seqs(base=base, if_no_turn_since=if_no_turn_since, at_ms=at_ms)
         known = self._last_delivered if base is None else base
         receipt = self._writer.append(
             payload, kind=kind, source=source, base=known or None, key=key, since=if_no_turn_since, at_ms=at_ms

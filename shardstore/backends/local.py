@@ -142,7 +142,8 @@ class LocalBackend:
         try:
             staged = draft.staged
             if staged is None:
-                staged = draft.staged = self._stage(self._make(prefix), draft, sync)
+                folder = self._folders.get(prefix) or self._make(prefix)
+                staged = draft.staged = self._stage(folder, draft, sync)
             assert isinstance(staged, Temp)
             if not staged.link(name):
                 return False

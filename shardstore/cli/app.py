@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import click
 
 import shardstore
-from shardstore.cli.output import flush, visible
+from shardstore.cli.output import ReaderGone, flush, visible
 
 __all__ = ["EXIT_FAILED", "Settings", "cli", "open_store", "pass_settings", "run"]
 
@@ -44,7 +44,8 @@ atomically: one JSONL line or several. Any number of processes may append, read 
 \b
 The store is the first of
   --store DIR, $SHARDSTORE_PATH, ~/.shardstore
-`import` and `append` make it where it is missing; no other command does, so a mistyped path is an error.
+`import` and `append` make it where it is missing. No other command does:
+a mistyped path is an error.
 
 With --json a command prints to stdout either one JSON document or one JSON document a line (its help says which),
 always ASCII. Progress and errors go to stderr.
@@ -56,7 +57,7 @@ Exit codes
     2  the request was wrong: usage, not JSON, an invalid id
     3  no such store or session, or it was deleted
     4  conflict: it exists already, or a turn came between
-    5  the disk, a permission or a limit stands in the way; nothing was committed
+    5  a disk, a permission or a limit stands in the way; nothing was committed
     6  the outcome is unknown: it may or may not have been committed
   130  interrupted (Ctrl-C)
   141  the reader of stdout went away
@@ -108,7 +109,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return stopped.exit_code
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except ReaderGone:
         _forget_stdout()
         return EXIT_PIPE_CLOSED
     except click.UsageError as error:
@@ -139,7 +140,7 @@ def _fail(code: int, message: str) -> int:
     """Print one line to stderr and return `code`; what was printed so far goes first."""
     try:
         flush()
-    except OSError:  # stdout is gone as well: the message below is all that can still be said
+    except (OSError, ReaderGone):  # stdout is gone as well: the message below is all that can still be said
         _forget_stdout()
     print(f"shardstore: {visible(message)}", file=sys.stderr)
     return code

@@ -22,7 +22,7 @@ from shardstore.cli.output import progress_bar, show_size, visible, write_bytes,
 __all__ = ["COMMANDS"]
 
 
-@click.command("export")
+@click.command("export", short_help="Write the exact bytes to a file.")
 @click.argument("session_id", metavar="SESSION")
 @click.argument("file", required=False, type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")

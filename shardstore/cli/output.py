@@ -111,8 +111,9 @@ def show_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequenc
     canvas = io.StringIO()
     width = None if on_terminal else PIPED_WIDTH_COLUMNS
     Console(file=canvas, force_terminal=on_terminal, width=width, highlight=False).print(table)
-    for line in canvas.getvalue().strip("\n").split("\n"):
-        write_line(line.rstrip())
+    lines = [line.rstrip() for line in canvas.getvalue().split("\n")]
+    for line in filter(None, lines):
+        write_line(line)
     write_line("")
 
 

@@ -20,6 +20,7 @@ import shardstore
 from shardstore.cli.app import Settings, open_store, pass_settings
 from shardstore.cli.documents import of_description, of_files, of_info, of_record
 from shardstore.cli.output import (
+    ReaderGone,
     flush,
     progress_bar,
     show_size,
@@ -45,7 +46,7 @@ source_option = click.option(
 )
 
 
-@click.command("ls")
+@click.command("ls", short_help="List the sessions.")
 @click.option("-a", "--all", "show_all", is_flag=True, help="Archived and deleted sessions too.")
 @json_option
 @pass_settings
@@ -77,7 +78,7 @@ def _session_row(info: shardstore.SessionInfo) -> list[str]:
     return [info.id, f"{info.head:,}", f"{loose:,}", str(info.segments), state, show_time(info.created_at_ms)]
 
 
-@click.command("show")
+@click.command("show", short_help="Describe one session: counts, lanes, files.")
 @click.argument("session_id", metavar="SESSION")
 @json_option
 @pass_settings
@@ -163,7 +164,7 @@ def _show_files(store_path: str, files: list[tuple[str, int]]) -> None:
         write_line(f"  {show_size(sum(sizes)):>10}  {visible(folder)}/  ({len(sizes):,} files)")
 
 
-@click.command("cat")
+@click.command("cat", short_help="Write a session to stdout, byte for byte.")
 @click.argument("session_id", metavar="SESSION")
 @click.option("--first", type=click.IntRange(min=1), default=1, metavar="SEQ", help="From this record on.")
 @click.option("--last", type=click.IntRange(min=0), default=None, metavar="SEQ", help="Up to this record.")
@@ -206,7 +207,7 @@ def cat_session(
             write_bytes(chunk)
 
 
-@click.command("tail")
+@click.command("tail", short_help="Write the last records, and with -f what follows.")
 @click.argument("session_id", metavar="SESSION")
 @click.option("-n", "--records-count", "count", type=click.IntRange(min=0), default=10, show_default=True,
               metavar="N", help="How many records to begin with.")  # fmt: skip
@@ -255,7 +256,7 @@ def _follow(
                 _write_records(session.id, [record], as_records)
                 flush()
     if gone.is_set():
-        raise BrokenPipeError
+        raise ReaderGone
 
 
 def _write_records(session_id: str, records: Iterable[shardstore.Record], as_records: bool) -> None:

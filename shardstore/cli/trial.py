@@ -21,7 +21,7 @@ from shardstore.demo import Event, Options, Outcome, Report, Schedule, Timing, W
 __all__ = ["COMMANDS"]
 
 
-@click.command("demo")
+@click.command("demo", short_help="See a fence lose turns, and shardstore keep them.")
 @click.argument("transcript", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--dir", "folder", type=click.Path(file_okay=False), help="Work in this empty folder, not in a new temporary one."
@@ -85,8 +85,9 @@ class _Teller(Watcher):
 
     def on_event(self, event: Event) -> None:
         """Say what a lane did."""
-        write_line(_tell(event))
-        flush()
+        if event.what != "compacted":  # the table says how often
+            write_line(_tell(event))
+            flush()
 
     def on_tick(self, elapsed_s: float) -> None:
         """Move the clock."""
@@ -101,10 +102,8 @@ def _run_watched(options: Options) -> Report:
 
 
 def _tell(event: Event) -> str:
-    """Return one line about an event; nothing about what goes without saying."""
+    """Return one line about a message, a reply or an entry."""
     where = f"{event.at_s:5.1f} s  {event.side:<10}  {visible(event.source):<18}"
-    if event.what == "compacted":
-        return f"{where}  {event.records} records into a segment"
     what = {"message": f"message {event.turn + 1}", "reply": f"reply {event.turn + 1}.{event.call + 1}"}
     name = what.get(event.what, "entry")
     if not event.refused:
@@ -125,7 +124,6 @@ def _show_report(report: Report) -> None:
         write_line(f"lock and fingerprint, {count} times: {visible(error)}")
     for error, count in ours.errors.items():
         write_line(f"shardstore, {count} times: {visible(error)}")
-    write_line("")
     _show_where(report)
 
 

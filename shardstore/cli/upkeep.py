@@ -14,7 +14,7 @@ from shardstore.cli.output import flush, note, progress_bar, show_size, show_tab
 __all__ = ["COMMANDS"]
 
 
-@click.command("compact")
+@click.command("compact", short_help="Gather loose records into segments.")
 @click.argument("session_id", metavar="[SESSION]", required=False)
 @click.option("--watch", is_flag=True, help="Go on for ever, every --interval seconds, until Ctrl-C.")
 @click.option("--interval", "interval_s", type=click.FloatRange(min=0.1, max=86_400), default=5.0, show_default=True,
@@ -67,7 +67,7 @@ def _print_compactions(reports: list[shardstore.CompactReport], *, quiet: bool, 
         write_line("no sessions")
 
 
-@click.command("verify")
+@click.command("verify", short_help="Read every byte and name every damage.")
 @click.argument("session_id", metavar="[SESSION]", required=False)
 @click.option("--repair", is_flag=True, help="Mend what can be mended, then verify again. Stop the writers first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -123,7 +123,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-@click.command("backup")
+@click.command("backup", short_help="Copy the store while it is in use.")
 @click.argument("target", type=click.Path(file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @pass_settings

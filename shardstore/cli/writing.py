@@ -34,7 +34,7 @@ durability_option = click.option(
 )
 
 
-@click.command("import")
+@click.command("import", short_help="Make sessions of plain .jsonl files.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--session", "session_id", metavar="ID", help="The id of the new session, for a single FILE.")
 @durability_option
@@ -128,7 +128,7 @@ def _lines(source: BinaryIO, file: str, advance: Advance) -> Iterator[bytes]:
             told = done
 
 
-@click.command("append")
+@click.command("append", short_help="Commit a record.")
 @click.argument("session_id", metavar="SESSION")
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("--each-line", is_flag=True, help="A record for each line, instead of one record for all of them.")
@@ -224,7 +224,7 @@ def _check_json(payload: bytes) -> None:
             ) from error
 
 
-@click.command("archive")
+@click.command("archive", short_help="Leave a session out of ls.")
 @click.argument("session_id", metavar="SESSION")
 @click.option("--undo", is_flag=True, help="Bring it back into `ls`.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -247,7 +247,7 @@ def archive(settings: Settings, session_id: str, undo: bool, as_json: bool) -> N
         write_line(f"{visible(session_id)}: {'back from the archive' if undo else 'archived'}")
 
 
-@click.command("delete")
+@click.command("delete", short_help="Delete a session for good.")
 @click.argument("session_id", metavar="SESSION")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

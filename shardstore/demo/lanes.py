@@ -8,7 +8,7 @@ calls are not made. The compactor goes on until it is told to stop.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -80,9 +80,10 @@ class _Worker:
             for call, reply in enumerate(timed.turn.replies):
                 if delivery.refused:
                     return
+                told = attempt.context()
                 attempt.release_for_prompt()
                 called = time.monotonic()
-                lines = tuple(model(reply, self._call_s))
+                lines = tuple(model(told, reply, self._call_s))
                 began = time.monotonic()
                 delivery = attempt.write(lines)
                 self._report("reply", began, turn=number, call=call, lines=lines, tokens=reply.tokens,
@@ -122,8 +123,9 @@ class _Worker:
         )  # fmt: skip
 
 
-def model(reply: Reply, call_s: float) -> Iterator[bytes]:
-    """Stream a reply's lines over `call_s` seconds, as a provider would."""
+def model(told: Sequence[bytes], reply: Reply, call_s: float) -> Iterator[bytes]:
+    """Stream a reply's lines over `call_s` seconds, as a provider would; what it was told does not move this one."""
+    del told
     for line in reply.lines:
         time.sleep(call_s / len(reply.lines))
         yield line

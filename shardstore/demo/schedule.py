@@ -87,9 +87,11 @@ def make_schedule(lines: Sequence[bytes], timing: Timing) -> Schedule:
     last = len(main) - 1
 
     def moment(turn: int, calls_in: float) -> float:
-        return min(turn, last) * timing.turn_s + calls_in * timing.call_s
+        turn = min(turn, last)
+        calls_in = min(calls_in, len(main[turn].replies) - 0.5)  # somewhere in a model call, also of a short turn
+        return turn * timing.turn_s + calls_in * timing.call_s
 
-    main_lane = Lane("main", turns=tuple(TimedTurn(moment(place, 0), turn) for place, turn in enumerate(main)))
+    main_lane = Lane("main", turns=tuple(TimedTurn(place * timing.turn_s, turn) for place, turn in enumerate(main)))
     channel = Lane("channel:second", turns=(TimedTurn(moment(*SECOND_MESSAGE), second),))
     notes = [
         Lane(source, notes=tuple(Note(moment(*when), _note_line(source, place)) for place, when in enumerate(times)))

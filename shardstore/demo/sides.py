@@ -6,6 +6,7 @@ a gateway appends entry by entry to its file, shardstore commits a message or a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,8 @@ __all__ = ["FENCE", "SESSION", "SHARDSTORE", "Attempt", "Delivery", "FenceSide",
 FENCE = "fence"
 SHARDSTORE = "shardstore"
 SESSION = "demo"
+CONTEXT_RECORDS = 20
+CONTEXT_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Attempt(Protocol):
 
     def write(self, lines: Sequence[bytes]) -> Delivery:
         """Write lines; a refusal is reported, not raised."""
+
+    def context(self) -> list[bytes]:
+        """Read what the model is to be told: the last lines of the session."""
 
     def release_for_prompt(self) -> None:
         """The model is about to think: let the others in."""
@@ -63,7 +69,7 @@ class FenceSide:
     def attempt(self, source: str) -> Attempt:
         """Begin a turn with the lock taken; the file knows nothing of `source`."""
         del source
-        return _FenceAttempt(FencedAttempt(self._path))
+        return _FenceAttempt(FencedAttempt(self._path), self._path)
 
     def note(self, source: str, lines: Sequence[bytes]) -> Delivery:
         """Append lines under the lock."""
@@ -77,8 +83,9 @@ class FenceSide:
 
 
 class _FenceAttempt:
-    def __init__(self, fenced: FencedAttempt) -> None:
+    def __init__(self, fenced: FencedAttempt, path: str) -> None:
         self._fenced = fenced
+        self._path = path
 
     def write(self, lines: Sequence[bytes]) -> Delivery:
         """Append entry by entry; go on after a refusal, as the gateway's later writes do, to the same end."""
@@ -91,6 +98,11 @@ class _FenceAttempt:
                 refused += 1
                 first = first or f"{type(error).__name__}: {error}"
         return Delivery(refused, first)
+
+    def context(self) -> list[bytes]:
+        with open(self._path, "rb") as file:
+            file.seek(max(0, os.path.getsize(self._path) - CONTEXT_BYTES))
+            return file.read().splitlines()[-CONTEXT_RECORDS:]
 
     def release_for_prompt(self) -> None:
         self._fenced.release_for_prompt()
@@ -127,6 +139,10 @@ class _ShardAttempt:
 
     def write(self, lines: Sequence[bytes]) -> Delivery:
         return _commit(self._session, lines, kind="turn", source=self._source)
+
+    def context(self) -> list[bytes]:
+        """Read the last records. What is delivered here is what the reply's record names as its base."""
+        return [record.payload for record in self._session.last(CONTEXT_RECORDS)]
 
     def release_for_prompt(self) -> None:
         """Nothing to release: no lock was taken."""
