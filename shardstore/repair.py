@@ -38,14 +38,15 @@ _HEADER_START = b'{"shardstore":'
 def repair_session(log: SessionLog) -> list[Finding]:
     """Repair a session; return what was found, each finding with whether it is gone now.
 
-    Raises Unavailable if a compactor is at work, UnsupportedFormat for a session of a newer version.
+    A session that a newer version wrote in is left alone. Raises Unavailable if a compactor is at work.
     """
     with log.backend.exclusive(log.keys.folder) as held:
         if not held:
             raise Unavailable(describe("a compactor is at work on this session; try again", session=log.id))
         found = verify_session(log)
-        if not any(finding.severity == "damage" for finding in found):
-            return found
+        damages = {finding.what for finding in found if finding.severity == "damage"}
+        if not damages or "newer-format" in damages:
+            return found  # nothing to do, or nothing that this version may touch
         _repair_manifest(log)
         _repair_segments(log)
         _repair_shards(log)
@@ -68,11 +69,11 @@ def _repair_manifest(log: SessionLog) -> None:
         seen = log.backend.look(log.keys.manifest, None)
         if seen is not None:
             keep_damaged(log, f"manifest-{new_nonce()}.json", seen.data)
-            rebuilt = _with_facts_of(seen.data, _rebuilt(log))
+            rebuilt = _with_facts_of(seen.data, _rebuilt(log), empty=not log.listed(0))
             log.backend.replace(log.keys.manifest, encode_manifest(rebuilt), seen)
 
 
-def _with_facts_of(damaged: bytes, rebuilt: Manifest) -> Manifest:
+def _with_facts_of(damaged: bytes, rebuilt: Manifest, *, empty: bool) -> Manifest:
     """Take over what can still be read of a damaged manifest: one flipped bit spoils one fact at the most."""
     facts = dict(re.findall(rb'"(\w+)":"?(\w+)"?', damaged))
     durability: Durability = "none" if facts.get(b"durability") == b"none" else "sync"
@@ -88,7 +89,9 @@ def _with_facts_of(damaged: bytes, rebuilt: Manifest) -> Manifest:
         generation=max(rebuilt.generation, generation + 1),
     )
     state = facts.get(b"state")
-    if state == b"deleted" or (state != b"open" and not rebuilt.watermark):  # an id that may be spent stays spent
+    if state == b"deleted" or (
+        state != b"open" and empty and not rebuilt.watermark
+    ):  # an id that may be spent stays spent
         return replace(rebuilt, state="deleted", segments=(), watermark=max(watermark, rebuilt.watermark))
     return replace(rebuilt, state="closing") if state == b"closing" else rebuilt
 
@@ -254,7 +257,8 @@ def _scanned(data: bytes, expected: int) -> list[bytes | None]:
             at = data.find(_HEADER_START, at + 1)
     head = runs[0][:expected]
     room = expected - len(head)
-    tail = runs[-1][max(len(runs[-1]) - room, 0) :] if len(runs) > 1 else []
+    likely = max(room - 1, 0)  # where a run broke lies a record at least; more would be shards quoted in its payload
+    tail = runs[-1][max(len(runs[-1]) - likely, 0) :] if len(runs) > 1 else []
     return [*head, *[None] * (room - len(tail)), *tail]
 
 

@@ -104,8 +104,11 @@ def _check_store_file(backend: Backend, root: str, *, create: bool) -> None:
             )
         _write_store_file(backend)
         data = backend.read(STORE_FILE) or b""
-    if unseal(data, _StoreFile, what=STORE_FILE).shardstore != FORMAT:
-        raise Corrupt(describe("store file names an impossible format", path=root))
+    version = unseal(data, _StoreFile, what=STORE_FILE).shardstore
+    if version > FORMAT:
+        raise UnsupportedFormat(describe("store was made by a newer shardstore; upgrade", path=root, format=version))
+    if version != FORMAT:
+        raise Corrupt(describe("store file names an impossible format", path=root, format=version))
 
 
 def _write_store_file(backend: Backend) -> None:

@@ -106,6 +106,8 @@ def _segment(log: SessionLog, manifest: Manifest, segment: SegmentRef) -> list[F
             return [_damage(log, "damaged-segment", where, seqs, "bytes were appended to it; repair rewrites it")]
         bad = [seq for seq, shard, _ in walk_segment(log, segment) if shard is None]
         _check_keys(log, manifest, segment)
+    except UnsupportedFormat as error:
+        return [_damage(log, "newer-format", where, seqs, f"upgrade shardstore ({error})")]
     except Corrupt as error:
         return [_damage(log, "damaged-segment", where, seqs, f"repair keeps what can be read ({error})")]
     return [

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
-from contextlib import nullcontext
 from dataclasses import asdict
 
 import click
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from shardstore.cli.app import EXIT_FAILED
 from shardstore.cli.documents import of_files, of_finding
-from shardstore.cli.output import flush, show_size, show_table, visible, write_json, write_line
+from shardstore.cli.output import Advance, flush, progress_bar, show_size, show_table, visible, write_json, write_line
 from shardstore.demo import Event, Options, Outcome, Report, Schedule, Timing, Watcher, run_demo
 
 __all__ = ["COMMANDS"]
@@ -50,10 +45,11 @@ def demo(transcript: str | None, folder: str | None, turns: int, call_s: float, 
     timing = Timing(turns=turns, call_s=call_s)
     options = Options(transcript=transcript, folder=folder, seed=seed, timing=timing)
     if as_json:
-        report = run_demo(options)
+        with progress_bar("seconds") as advance:
+            report = run_demo(options, watcher=_Clock(advance))
         write_json(_document(report))
     else:
-        report = _run_watched(options)
+        report = run_demo(options, watcher=_Teller())
         _show_report(report)
     ours = report.shardstore
     whole = ours.turns_lost == 0 and ours.history_intact and ours.acknowledged_missing == 0
@@ -66,39 +62,39 @@ def demo(transcript: str | None, folder: str | None, turns: int, call_s: float, 
 
 
 class _Teller(Watcher):
-    """Tells what happens as it happens: a line on stdout for each event, and a clock on stderr if it is a terminal."""
-
-    def __init__(self, timing: Timing) -> None:
-        self._timing = timing
-        self._end_s = 0.0
-        self.clock = Live(console=Console(stderr=True), transient=True, refresh_per_second=8)
+    """Tells what happens as it happens, a line for each thing that a lane did."""
 
     def on_start(self, schedule: Schedule) -> None:
         """Say what will be lived through."""
         turns = sum(len(lane.turns) for lane in schedule.lanes)
-        self._end_s = schedule.end_s
+        timing = schedule.timing
         write_line(
-            f"{turns} turns on {len(schedule.history):,} lines of history, each of up to {self._timing.calls} model "
-            f"calls of {self._timing.call_s:g} s; {len(schedule.lanes)} processes a side, and a compactor"
+            f"{turns} turns on {len(schedule.history):,} lines of history, model calls of {timing.call_s:g} s, about "
+            f"{schedule.end_s:.0f} s in all; {len(schedule.lanes)} processes a side, and a compactor"
         )
         flush()
 
     def on_event(self, event: Event) -> None:
-        """Say what a lane did."""
-        if event.what != "compacted":  # the table says how often
+        """Say what a lane did; how often the compactor was at work is in the table."""
+        if event.what != "compacted":
             write_line(_tell(event))
             flush()
 
+
+class _Clock(Watcher):
+    """Moves a progress bar."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._end_s = 0
+
+    def on_start(self, schedule: Schedule) -> None:
+        """Learn how long it will take."""
+        self._end_s = round(schedule.end_s)
+
     def on_tick(self, elapsed_s: float) -> None:
-        """Move the clock."""
-        self.clock.update(Text(f"{elapsed_s:5.1f} s of about {self._end_s:.0f} s"))
-
-
-def _run_watched(options: Options) -> Report:
-    """Run the demo and tell about it."""
-    teller = _Teller(options.timing)
-    with teller.clock if sys.stderr.isatty() else nullcontext():
-        return run_demo(options, watcher=teller)
+        """Move the bar."""
+        self._advance(min(round(elapsed_s), self._end_s), self._end_s)
 
 
 def _tell(event: Event) -> str:

@@ -82,9 +82,7 @@ def verify(settings: Settings, session_id: str | None, repair: bool, as_json: bo
     \b
     Example:  shardstore verify && shardstore backup /mnt/backup/today
     """
-    if repair and shardstore.repair_store(settings.store_path):
-        note("store.json was missing or damaged and has been made again")
-    with open_store(settings) as store:
+    with _open_damaged(settings) if repair else open_store(settings) as store:
         target = store if session_id is None else store.session(session_id, create=False)
         done = target.repair() if repair else []
         with progress_bar("verifying") as advance:
@@ -100,6 +98,16 @@ def verify(settings: Settings, session_id: str | None, repair: bool, as_json: bo
         write_line(f"{_count(len(damages), 'damage')}, {_count(notes, 'note')}" if found else "no damage")
     if damages:
         click.get_current_context().exit(EXIT_FAILED)
+
+
+def _open_damaged(settings: Settings) -> shardstore.Store:
+    """Open a store that is to be repaired; its store.json is made again if that is what is damaged."""
+    try:
+        return open_store(settings)
+    except shardstore.Corrupt:
+        if shardstore.repair_store(settings.store_path):
+            note("store.json was missing or damaged and has been made again")
+        return open_store(settings)
 
 
 def _print_findings(title: str, findings: list[shardstore.Finding]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, starmap
 
 from shardstore.demo.generate import generate_transcript
 from shardstore.demo.transcript import Script, Turn, cut
@@ -34,10 +35,9 @@ class Timing:
     call_s: float = 1.5
     gap_s: float = 0.2
 
-    @property
-    def turn_s(self) -> float:
+    def turn_s(self, turn: Turn) -> float:
         """Return the time from a turn's begin to the next one's."""
-        return self.calls * self.call_s + self.gap_s
+        return len(turn.replies) * self.call_s + self.gap_s
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class Schedule:
     @property
     def end_s(self) -> float:
         """Return when the last model call will have ended, if all goes well."""
-        begins = [timed.at_s for lane in self.lanes for timed in lane.turns]
-        return max(begins) + self.timing.turn_s
+        return max(timed.at_s + self.timing.turn_s(timed.turn) for lane in self.lanes for timed in lane.turns)
 
 
 def make_schedule(lines: Sequence[bytes], timing: Timing) -> Schedule:
@@ -85,13 +84,14 @@ def make_schedule(lines: Sequence[bytes], timing: Timing) -> Schedule:
     script = cut(lines, turns=timing.turns + 1, calls=timing.calls)
     main, second = _share(script)
     last = len(main) - 1
+    begins = list(accumulate((timing.turn_s(turn) for turn in main), initial=0.0))
 
     def moment(turn: int, calls_in: float) -> float:
         turn = min(turn, last)
         calls_in = min(calls_in, len(main[turn].replies) - 0.5)  # somewhere in a model call, also of a short turn
-        return turn * timing.turn_s + calls_in * timing.call_s
+        return begins[turn] + calls_in * timing.call_s
 
-    main_lane = Lane("main", turns=tuple(TimedTurn(place * timing.turn_s, turn) for place, turn in enumerate(main)))
+    main_lane = Lane("main", turns=tuple(starmap(TimedTurn, zip(begins, main, strict=False))))
     channel = Lane("channel:second", turns=(TimedTurn(moment(*SECOND_MESSAGE), second),))
     notes = [
         Lane(source, notes=tuple(Note(moment(*when), _note_line(source, place)) for place, when in enumerate(times)))
