@@ -88,10 +88,10 @@ def _with_facts_of(damaged: bytes, rebuilt: Manifest, *, empty: bool) -> Manifes
         created_at=created_at or rebuilt.created_at,
         generation=max(rebuilt.generation, generation + 1),
     )
-    state = facts.get(b"state")
+    state = facts.get(b"state")  # where nothing is left to tell, an id that may be spent stays spent
     if state == b"deleted" or (
         state != b"open" and empty and not rebuilt.watermark
-    ):  # an id that may be spent stays spent
+    ):
         return replace(rebuilt, state="deleted", segments=(), watermark=max(watermark, rebuilt.watermark))
     return replace(rebuilt, state="closing") if state == b"closing" else rebuilt
 

@@ -23,7 +23,7 @@ class GroupSync:
         self._count = ForkSafeLock()
         self._drawn = 0
         self._covered = 0
-        self._failure: OSError | None = None
+        self._failure: tuple[int | None, str] | None = None
 
     def sync(self) -> None:
         """Return once a flush that started after this call has ended; raise its OSError if it failed.
@@ -38,11 +38,11 @@ class GroupSync:
             if self._covered >= ticket:
                 return
             if self._failure is not None:
-                raise OSError(self._failure.errno, self._failure.strerror)
+                raise OSError(*self._failure)
             upto = self._drawn
             try:
                 self._flush()
             except OSError as error:
-                self._failure = error
+                self._failure = (error.errno, str(error.strerror))
                 raise
             self._covered = upto

@@ -70,13 +70,17 @@ class Temp:
                 syscalls.link_unnamed(self.fd, name, self.folder.fd)
         except FileExistsError:
             return False
+        except OSError:
+            if os.fstat(self.fd).st_nlink == (1 if self.name else 0):
+                raise
+            return True  # it took effect all the same, and what is visible is never withdrawn
         return True
 
     def close(self) -> None:
-        """Let go of the descriptor and of the temporary name."""
+        """Let go of the descriptor and of the temporary name; a name that can't be removed now is swept later."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
         if self.name:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.unlink(self.name, dir_fd=self.folder.fd)

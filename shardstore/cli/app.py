@@ -74,7 +74,22 @@ class Settings:
 pass_settings = click.make_pass_decorator(Settings)
 
 
-@click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118})
+class _Interrupted(Exception):  # noqa: N818
+    """Ctrl-C. Under this name click lets it pass; it would print an empty line for a KeyboardInterrupt."""
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+
+@click.group(
+    cls=_Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118}
+)
 @click.option(
     "--store",
     "store_path",
@@ -102,12 +117,12 @@ def open_store(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code. Every error becomes one line on stderr, or none at all."""
     _add_commands()
+    words = None if arguments is None else list(arguments)
     try:
-        cli.main(args=None if arguments is None else list(arguments), prog_name="shardstore", standalone_mode=False)
+        # What click returns is the code of `context.exit`, and None from a command that came to its end.
+        code = cli.main(args=words, prog_name="shardstore", standalone_mode=False)
         flush()
-    except click.exceptions.Exit as stopped:
-        return stopped.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt, _Interrupted):
         return EXIT_INTERRUPTED
     except ReaderGone:
         _forget_stdout()
@@ -121,7 +136,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(_code_of(error), str(error))
     except OSError as error:
         return _fail(EXIT_UNAVAILABLE, str(error))
-    return EXIT_OK
+    return code if isinstance(code, int) else EXIT_OK
 
 
 def _code_of(error: shardstore.ShardstoreError) -> int:

@@ -83,6 +83,8 @@ def verify(settings: Settings, session_id: str | None, repair: bool, as_json: bo
     Example:  shardstore verify && shardstore backup /mnt/backup/today
     """
     with _open_damaged(settings) if repair else open_store(settings) as store:
+        if session_id is not None and session_id not in store.ids():
+            raise shardstore.NotFound(f"no such session session={session_id!r}")
         target = store if session_id is None else store.session(session_id, create=False)
         done = target.repair() if repair else []
         with progress_bar("verifying") as advance:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -168,6 +169,7 @@ def _start(side: str, path: str, lane: Lane, call_s: float) -> _Member:
     process = context.Process(
         target=run_lane, args=(side, path, lane, call_s, theirs), name=f"{side} {lane.source}", daemon=True
     )
+    resource_tracker.ensure_running()  # beforehand: its own start ends with SIGINT unblocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process inherits the mask
     try:
         process.start()

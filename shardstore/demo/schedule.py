@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate, starmap
 
 from shardstore.demo.generate import generate_transcript
-from shardstore.demo.transcript import Script, Turn, cut
+from shardstore.demo.transcript import Reply, Script, Turn, cut, output_tokens
 
 __all__ = ["Lane", "Note", "Schedule", "TimedTurn", "Timing", "make_schedule"]
 
@@ -101,12 +101,13 @@ def make_schedule(lines: Sequence[bytes], timing: Timing) -> Schedule:
 
 
 def _share(script: Script) -> tuple[tuple[Turn, ...], Turn]:
-    """Give the last turn, with one model call, to the second message; make one up if there is but one."""
+    """Give the last turn, as a single model call, to the second message; make one up if there is but one."""
     turns = script.turns
     if len(turns) == 1:
         turns = (*turns, *cut(generate_transcript(turns=1, seed=1), turns=1, calls=1).turns)
     second = turns[-1]
-    return turns[:-1], Turn(message=second.message, replies=second.replies[:1])
+    lines = tuple(line for reply in second.replies for line in reply.lines)
+    return turns[:-1], Turn(message=second.message, replies=(Reply(lines, output_tokens(lines)),))
 
 
 def _note_line(source: str, number: int) -> bytes:
