@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 
 from shardstore.errors import NotFound
 
@@ -35,7 +36,8 @@ class Background:
         try:
             thread.start()
         except RuntimeError as error:  # no more threads, or the interpreter is about to end
-            _warn(session_id, error)
+            with suppress(Warning):  # an append that is committed has not failed, even where warnings are errors
+                _warn(session_id, error)
             return
         self._threads[session_id] = thread
 

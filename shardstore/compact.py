@@ -241,20 +241,21 @@ def sweep(log: SessionLog) -> int:
     """
     manifest = log.glance()[1]
     backend, keys = log.backend, log.keys
-    swept = 0
-    for name in list(backend.list(keys.shards)):
-        seq = parse_shard_name(name)
-        if seq is not None and (seq <= manifest.watermark or manifest.state == "deleted"):
-            backend.delete(f"{keys.shards}/{name}")
-            swept += 1
+    deleted = manifest.state == "deleted"
+    doomed = [
+        f"{keys.shards}/{name}"
+        for name in backend.list(keys.shards)
+        if (seq := parse_shard_name(name)) is not None and (seq <= manifest.watermark or deleted)
+    ]
     named = {segment_name(segment) for segment in manifest.segments}
-    for name in list(backend.list(keys.segments)):
-        parsed = parse_segment_name(name)
-        if parsed is not None and parsed[2] < manifest.generation and name not in named:
-            backend.delete(f"{keys.segments}/{name}")
-            swept += 1
-    if manifest.state == "deleted":
-        for name in list(backend.list(keys.damaged)):
-            backend.delete(f"{keys.damaged}/{name}")
-            swept += 1
-    return swept + sum(backend.sweep_temps(prefix) for prefix in (keys.folder, keys.shards, keys.segments))
+    doomed += [
+        f"{keys.segments}/{name}"
+        for name in backend.list(keys.segments)
+        if (parsed := parse_segment_name(name)) and parsed[2] < manifest.generation and name not in named
+    ]
+    doomed += [f"{keys.damaged}/{name}" for name in backend.list(keys.damaged)] if deleted else []
+    if doomed:
+        backend.settle(keys.folder)  # whoever replaced the manifest may have died before it was durable
+    for key in doomed:
+        backend.delete(key)
+    return len(doomed) + sum(backend.sweep_temps(prefix) for prefix in (keys.folder, keys.shards, keys.segments))

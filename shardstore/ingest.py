@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import chain
 
 from shardstore.compact import create_segment, discard_segments
-from shardstore.errors import Conflict, InvalidRequest, NotFound, describe
+from shardstore.errors import Conflict, Deleted, InvalidRequest, NotFound, describe
 from shardstore.layout import SEQ_MAX
 from shardstore.log import SessionLog
 from shardstore.manifest import Durability, Manifest, SegmentRef
@@ -133,7 +133,9 @@ def _bear_with(
 
 def _exists(log: SessionLog) -> bool:
     try:
-        log.glance()
+        log.look()
+    except Deleted:
+        raise
     except NotFound:
         return False
     return True

@@ -40,7 +40,8 @@ class Judge:
         self._log = log
         self._reader = reader
         self._lock = ForkSafeLock()
-        self._floor = -1  # records up to here are asked from footers
+        self._born = ""  # which session all of this is about: the id may have been removed and born again
+        self._floor = 0  # records up to here are asked from footers
         self._reached = 0
         self._keys: dict[str, int] = {}
         self._last_turn = 0
@@ -54,8 +55,9 @@ class Judge:
             return Verdict(self._reached, key_at, turn_at)
 
     def _catch_up(self) -> None:
-        if self._floor < 0 or len(self._keys) > KEYS_MAX:
-            manifest = self._log.look()
+        manifest = self._log.look()
+        if manifest.birth != self._born or len(self._keys) > KEYS_MAX:
+            self._born = manifest.birth
             self._keys.clear()
             self._last_turn = 0
             self._floor = self._reached = manifest.watermark

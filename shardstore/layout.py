@@ -15,6 +15,7 @@ from shardstore.manifest import SegmentRef
 
 __all__ = [
     "DAMAGED",
+    "MANIFEST_FILE",
     "NAME_BYTES_MAX",
     "SEGMENTS",
     "SEQ_MAX",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 STORE_FILE = "store.json"
+MANIFEST_FILE = "manifest.json"
 SESSIONS = "sessions"
 SHARDS = "shards"
 SEGMENTS = "segments"
@@ -101,7 +103,7 @@ class SessionKeys:
 
     def __init__(self, session_id: str) -> None:
         self.folder = f"{SESSIONS}/{quote_id(session_id)}"
-        self.manifest = f"{self.folder}/manifest.json"
+        self.manifest = f"{self.folder}/{MANIFEST_FILE}"
         self.shards = f"{self.folder}/{SHARDS}"
         self.segments = f"{self.folder}/{SEGMENTS}"
         self.damaged = f"{self.folder}/{DAMAGED}"

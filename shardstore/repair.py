@@ -89,9 +89,7 @@ def _with_facts_of(damaged: bytes, rebuilt: Manifest, *, empty: bool) -> Manifes
         generation=max(rebuilt.generation, generation + 1),
     )
     state = facts.get(b"state")  # where nothing is left to tell, an id that may be spent stays spent
-    if state == b"deleted" or (
-        state != b"open" and empty and not rebuilt.watermark
-    ):
+    if state == b"deleted" or (state != b"open" and empty and not rebuilt.watermark):
         return replace(rebuilt, state="deleted", segments=(), watermark=max(watermark, rebuilt.watermark))
     return replace(rebuilt, state="closing") if state == b"closing" else rebuilt
 
@@ -310,13 +308,14 @@ def _repair_shards(log: SessionLog) -> None:
 def _repair_shard(log: SessionLog, manifest: Manifest, seq: int, *, far: bool) -> None:
     key = log.keys.shard(seq)
     try:
-        seen = log.backend.look(key, None)
-        if seen is None or (not far and (manifest.durability == "none" or _whole(seen.data) is not None)):
+        data = log.shard(seq)
+        if data is None or (not far and (manifest.durability == "none" or _whole(data) is not None)):
             return
     except (Corrupt, UnsupportedFormat):
         return  # no file of ours, or of a newer version; verify names it, and only a human can say what to do
-    keep_damaged(log, shard_name(seq), seen.data)
+    keep_damaged(log, shard_name(seq), data)
+    seen = log.backend.look(key, None)
     if far:
         log.backend.delete(key)
-    else:
+    elif seen is not None:
         log.backend.replace(key, _lost(), seen)

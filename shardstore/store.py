@@ -17,6 +17,7 @@ from shardstore.compact import CompactReport
 from shardstore.errors import (
     Conflict,
     Corrupt,
+    Deleted,
     InvalidRequest,
     NotFound,
     OutcomeUnknown,
@@ -297,7 +298,11 @@ class Store:
         log, target = SessionLog(self._backend, id_), SessionLog(copy._backend, id_)
         manifest = log.glance()[1]
         if manifest.state == "open":
-            restore(target, Reader(log).records(1, None, Selection(), reverse=False), manifest)
-        else:  # a deletion that was begun is ended in the copy
-            end = max([manifest.watermark, *log.listed(manifest.watermark)])
-            bear(target, manifest.durability, replace(manifest, state="deleted", segments=(), watermark=end))
+            try:
+                restore(target, Reader(log).records(1, None, Selection(), reverse=False), manifest)
+            except Deleted:  # meanwhile
+                manifest = log.glance()[1]
+            else:
+                return
+        end = max([manifest.watermark, *log.listed(manifest.watermark)])  # a deletion that was begun ends in the copy
+        bear(target, manifest.durability, replace(manifest, state="deleted", segments=(), watermark=end))

@@ -48,8 +48,12 @@ def now_ms() -> int:
 
 
 def bear(log: SessionLog, durability: Durability, manifest: Manifest | None = None) -> bool:
-    """Create a session's manifest; False if the session exists already (and was not born by this very call)."""
+    """Create a session's manifest; False if the session exists already (and was not born by this very call).
+
+    Raises Corrupt if there are signs of a session that has lost its manifest.
+    """
     if manifest is None:
+        log.require_unborn()
         nonce = new_nonce()
         manifest = Manifest(FORMAT, 1, nonce, nonce, now_ms(), durability, "open", False, 0, ())
     draft = Draft((encode_manifest(manifest),))
@@ -85,6 +89,7 @@ class Writer:
         self._head = -1  # a seq that was seen; below 0 nothing has been yet
         self._contended = False
         self._sync = True
+        self._born = ""
 
     def append(
         self,
@@ -98,14 +103,15 @@ class Writer:
         at_ms: int | None,
     ) -> Receipt:
         """Commit one record. Raises Conflict, Deleted, NotFound, InvalidRequest, Unavailable, OutcomeUnknown."""
-        if self._head < 0:
-            self._start()
+        head = self._head
+        if head < 0:
+            head = self._start()
         at_ms = now_ms() if at_ms is None else at_ms
         header = Header(FORMAT, kind, source, at_ms, base, key, new_nonce(), len(payload))
         draft = Draft((encode_header(header, payload), payload))
         try:
             if key is None and since is None:
-                seq = self._append(draft, header.nonce)
+                seq = self._append(draft, header.nonce, head)
                 return Receipt(self._log.id, seq, header.nonce, at_ms, base)
             return self._append_if(draft, header, payload, since)
         finally:
@@ -113,8 +119,11 @@ class Writer:
 
     # -------------------------------------------------------------- start
 
-    def _start(self) -> None:
-        """See that the session exists, and that no hole lies below the head that a power loss may have left."""
+    def _start(self) -> int:
+        """See that the session exists, and that no hole lies below the head that a power loss may have left.
+
+        Returns a seq that was seen. It is begun again whenever the session may have been removed under the handle.
+        """
         try:
             manifest = self._log.look()
         except Deleted:
@@ -122,11 +131,15 @@ class Writer:
         except NotFound:
             if self._birth is None:
                 raise
-            self._log.require_unborn()
             bear(self._log, self._birth)
             manifest = self._log.look()
+        return self._begin(manifest)
+
+    def _begin(self, manifest: Manifest) -> int:
         self._sync = manifest.durability == "sync"
-        self._head = self.fill_holes(manifest)
+        self._born = manifest.birth
+        head = self._head = self.fill_holes(manifest)
+        return head
 
     def fill_holes(self, manifest: Manifest) -> int:
         """Spend every seq that is missing below a later shard as `lost`; return the highest seq seen."""
@@ -156,8 +169,8 @@ class Writer:
 
     # -------------------------------------------------------------- slots
 
-    def _append(self, draft: Draft, nonce: str, *, deleting: bool = False) -> int:
-        seq = (self._hinted(self._head) if self._contended else self._head) + 1
+    def _append(self, draft: Draft, nonce: str, head: int, *, deleting: bool = False) -> int:
+        seq = (self._hinted(head) if self._contended else head) + 1
         self._contended = False
         for _ in range(ATTEMPTS_MAX):
             if not self._create(seq, draft, nonce):
@@ -209,8 +222,8 @@ class Writer:
 
     def _beyond(self, seen: int) -> int:
         """Return a slot above `seen` (a shard, or the watermark) whose predecessor was seen."""
-        known = self._head if self._head > seen and self._log.has_shard(self._head) else seen
-        known = self._hinted(known)
+        head = self._head
+        known = self._hinted(head if head > seen and self._log.has_shard(head) else seen)
         if known == seen:
             step = 1
             while self._log.has_shard(known + step):
@@ -223,6 +236,8 @@ class Writer:
         try:
             for _ in range(LOOKS_MAX):
                 manifest = self._log.glance()[1] if deleting else self._log.look()
+                if manifest.birth != self._born:
+                    self._begin(manifest)  # another session by now: the record is its, above whatever it had
                 if manifest.watermark < seq:
                     self._committed(seq, manifest.watermark)
                     return None
@@ -236,7 +251,7 @@ class Writer:
         except Deleted:
             self._withdraw(seq)
             raise
-        except (Unavailable, Corrupt, UnsupportedFormat) as error:
+        except (NotFound, Unavailable, Corrupt, UnsupportedFormat) as error:
             raise OutcomeUnknown(
                 describe(
                     "a record is visible, but the manifest can't be read", seq=seq, nonce=nonce, reason=str(error)
@@ -258,7 +273,11 @@ class Writer:
         """Answer a key that is committed already, once its record is durable."""
         if self._sync:
             self._backend.settle(self._log.keys.shards)
-        record = next(record for block in self._reader.blocks(seq, seq) for record in block.records())
+        record = next((record for block in self._reader.blocks(seq, seq) for record in block.records()), None)
+        if record is None:
+            raise Unavailable(
+                describe("the session changed under this handle; try again", session=self._log.id, seq=seq)
+            )
         if record.payload != payload:
             raise Conflict(
                 describe("this key was committed with another payload", key=key, seq=seq), seqs=(seq,), existing=seq
@@ -286,12 +305,11 @@ class Writer:
             seen, manifest = self._advance(seen, manifest, state="closing")
         if manifest.state == "deleted":
             return
-        self._sync = manifest.durability == "sync"
-        self._head = self.fill_holes(manifest)
+        head = self._begin(manifest)
         header = Header(FORMAT, "control", DELETE, now_ms(), None, None, new_nonce(), 0)
         draft = Draft((encode_header(header, b""), b""))
         try:
-            end = self._append(draft, header.nonce, deleting=True)
+            end = self._append(draft, header.nonce, head, deleting=True)
         finally:
             draft.close()
         seen, manifest = self._log.glance()

@@ -71,7 +71,7 @@ class Temp:
         except FileExistsError:
             return False
         except OSError:
-            if os.fstat(self.fd).st_nlink == (1 if self.name else 0):
+            if os.fstat(self.fd).st_nlink <= (1 if self.name else 0):
                 raise
             return True  # it took effect all the same, and what is visible is never withdrawn
         return True

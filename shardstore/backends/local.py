@@ -24,7 +24,7 @@ from shardstore.backends.filesystems import refuse_remote
 from shardstore.backends.handles import Folder, Held, Temp
 from shardstore.errors import Corrupt, InvalidRequest, NotFound, OutcomeUnknown, Unavailable, describe
 from shardstore.forksafe import ForkSafeLock
-from shardstore.layout import SESSIONS, SHARDS, TEMP_PREFIX
+from shardstore.layout import MANIFEST_FILE, SESSIONS, SHARDS, TEMP_PREFIX
 
 __all__ = ["LocalBackend", "make_root"]
 
@@ -249,7 +249,8 @@ class LocalBackend:
             return None
         except OSError as error:
             raise _unavailable(error, "look at", key) from error
-        folder.held[name] = held
+        if name == MANIFEST_FILE:
+            folder.held[name] = held
         return held.seen
 
     def list(self, prefix: str, after: str = "") -> Iterator[str]:

@@ -53,7 +53,7 @@ always ASCII. Progress and errors go to stderr.
 \b
 Exit codes
     0  done
-    1  damage was found, or the store could not be read because of damage
+    1  damage was found or stands in the way, or you answered no
     2  the request was wrong: usage, not JSON, an invalid id
     3  no such store or session, or it was deleted
     4  conflict: it exists already, or a turn came between
@@ -99,7 +99,7 @@ class _Commands(click.Group):
     show_default=True,
     help="The store's directory (also $SHARDSTORE_PATH).",
 )
-@click.version_option(package_name="shardstore", prog_name="shardstore")
+@click.version_option(shardstore.__version__, prog_name="shardstore")
 @click.pass_context
 def cli(context: click.Context, store_path: str) -> None:
     if not store_path:

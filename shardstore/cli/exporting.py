@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,8 +45,7 @@ def export(settings: Settings, session_id: str, file: str | None, force: bool, a
             for chunk in store.session(session_id, create=False).iter_jsonl():
                 write_bytes(chunk)
         return
-    if not force and os.path.lexists(file):
-        raise shardstore.Conflict(f"{file} exists (--force replaces it)")
+    _check_target(file, force)
     with open_store(settings) as store:
         session = store.session(session_id, create=False)
         session.info()  # a session that does not exist is told before anything is written
@@ -54,6 +54,16 @@ def export(settings: Settings, session_id: str, file: str | None, force: bool, a
         write_json({"session": session_id, "file": file, "bytes": size_bytes, "sha256": digest})
     else:
         write_line(f"{visible(session_id)}: {show_size(size_bytes)} to {visible(file)} (sha256 {digest})")
+
+
+def _check_target(file: str, force: bool) -> None:
+    """Refuse a name that is taken, and with --force one that is not a plain file: a device must not be replaced."""
+    if not os.path.lexists(file):
+        return
+    if not stat.S_ISREG(os.lstat(file).st_mode):
+        raise shardstore.InvalidRequest(f"not a plain file; write to stdout instead file={file!r}")
+    if not force:
+        raise shardstore.Conflict(f"{file} exists (--force replaces it)")
 
 
 def _write_file(session: shardstore.Session, file: str, force: bool) -> tuple[int, str]:

@@ -11,17 +11,18 @@ import select
 import stat
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 import click
 
 import shardstore
-from shardstore.cli.app import Settings, open_store, pass_settings
+from shardstore.cli.app import EXIT_FAILED, Settings, open_store, pass_settings
 from shardstore.cli.documents import of_description, of_files, of_info, of_record
 from shardstore.cli.output import (
     ReaderGone,
     flush,
+    note,
     progress_bar,
     show_size,
     show_table,
@@ -53,22 +54,47 @@ source_option = click.option(
 def list_sessions(settings: Settings, show_all: bool, as_json: bool) -> None:
     """List the store's sessions, sorted by id.
 
-    Sessions that others make or delete meanwhile may or may not be among them. With --json: one session a line.
+    Sessions that others make or delete meanwhile may or may not be among them. A damaged one is named on stderr, the
+    others are listed, and the exit code is 1. With --json: one session a line.
 
     \b
     Example:  shardstore ls -a
     """
     with open_store(settings) as store:
-        found = store.sessions(archived=show_all, deleted=show_all)
+        damaged: list[shardstore.ShardstoreError] = []
+        found = _listed(store, show_all, damaged)
         if as_json:
             for info in found:
                 write_json(of_info(info))
-            return
-        rows = [_session_row(info) for info in found]
-    if not rows:
+        else:
+            _show_sessions([_session_row(info) for info in found])
+    for error in damaged:
+        note(f"shardstore: {visible(str(error))}")
+    if damaged:
+        click.get_current_context().exit(EXIT_FAILED)
+
+
+def _listed(
+    store: shardstore.Store, show_all: bool, damaged: list[shardstore.ShardstoreError]
+) -> Iterator[shardstore.SessionInfo]:
+    """Yield the sessions to list; what one that can't be read has to say is put in `damaged`."""
+    for session_id in store.ids():
+        try:
+            info = store.session(session_id, create=False).info()
+        except shardstore.NotFound:  # a folder without a session: an import under way, or one that never ended
+            continue
+        except (shardstore.Corrupt, shardstore.UnsupportedFormat) as error:
+            damaged.append(error)
+            continue
+        if show_all or (info.state == "open" and not info.archived):
+            yield info
+
+
+def _show_sessions(rows: list[list[str]]) -> None:
+    if rows:
+        show_table(None, ["session", "records", "loose", "segments", "state", "created"], rows, right=" rrr")
+    else:
         write_line("no sessions")
-        return
-    show_table(None, ["session", "records", "loose", "segments", "state", "created"], rows, right=" rrr")
 
 
 def _session_row(info: shardstore.SessionInfo) -> list[str]:

@@ -15,9 +15,9 @@ from typing import BinaryIO
 import click
 
 import shardstore
-from shardstore.cli.app import Settings, open_store, pass_settings
+from shardstore.cli.app import EXIT_FAILED, Settings, open_store, pass_settings
 from shardstore.cli.documents import of_receipt
-from shardstore.cli.output import Advance, flush, no_progress, progress_bar, visible, write_json, write_line
+from shardstore.cli.output import Advance, flush, no_progress, note, progress_bar, visible, write_json, write_line
 
 __all__ = ["COMMANDS"]
 
@@ -268,7 +268,9 @@ def delete(settings: Settings, session_id: str, yes: bool, as_json: bool) -> Non
             if not sys.stdin.isatty():
                 raise click.UsageError("deleting asks first, and there is no terminal: add --yes")
             question = f"delete session {visible(session_id)} with its {info.head:,} records for good?"
-            click.confirm(question, abort=True, err=True)
+            if not click.confirm(question, err=True):
+                note("nothing was deleted")
+                click.get_current_context().exit(EXIT_FAILED)
         session.delete()
     if as_json:
         write_json({"session": session_id, "deleted": True})

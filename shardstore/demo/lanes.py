@@ -43,6 +43,15 @@ class Event:
 
 def run_lane(side_name: str, path: str, lane: Lane, call_s: float, pipe: Connection) -> None:
     """Run one lane to its end; the process's whole life."""
+    try:
+        _live(side_name, path, lane, call_s, pipe)
+    except (BrokenPipeError, EOFError):  # the parent is gone: nobody is there to be told
+        return
+    pipe.close()
+
+
+def _live(side_name: str, path: str, lane: Lane, call_s: float, pipe: Connection) -> None:
+    """Open the side, wait for the start, do the lane's part."""
     side = open_side(side_name, path)
     pipe.send(READY)
     start: float = pipe.recv()
@@ -54,7 +63,6 @@ def run_lane(side_name: str, path: str, lane: Lane, call_s: float, pipe: Connect
         worker.note(number, note.line)
     if not lane.turns and not lane.notes:
         worker.compact_until_told()
-    pipe.close()
 
 
 class _Worker:
