@@ -1,7 +1,9 @@
 """The asynchronous face of a session: the same calls, each in a worker thread.
 
 Rule: cancelling a call never leaves the store in doubt. A call that may write runs to its end even if nobody waits
-for the answer any more; one that only reads may be abandoned. Following is cancelled without losing a record.
+for the answer any more. Where the cancellation does not wait for it (asyncio's own, which anyio can't shield from), the
+record may be committed a moment after it was delivered: give it a `key` to find out. Following is cancelled without
+losing a record.
 """
 
 from __future__ import annotations

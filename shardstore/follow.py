@@ -83,6 +83,7 @@ class Follower:
     """An iterator, and an async iterator, over the records after a cursor; it ends only when stopped or closed.
 
     `cursor` is the (seq, nonce) of the last record delivered. `watching` says whether notifications wake it.
+    Several threads or tasks may share one: each record goes to one of them.
     Raises what reading raises: Deleted when the session is deleted, Corrupt, Unavailable.
     """
 
@@ -121,9 +122,11 @@ class Follower:
         return self
 
     def __next__(self) -> Record:
-        if not self._await_ready(self._stops):
-            raise StopIteration
-        return self._take()
+        while self._await_ready(self._stops):
+            record = self._take()
+            if record is not None:
+                return record
+        raise StopIteration
 
     def __aiter__(self) -> Follower:
         return self
@@ -133,22 +136,25 @@ class Follower:
 
         It waits in a thread of its own, not in one of those that anyio has for all calls of the process.
         """
+        while await self._ready_or_cancelled():
+            record = self._take()
+            if record is not None:
+                return record
+        raise StopAsyncIteration
+
+    async def _ready_or_cancelled(self) -> bool:
         cancelled = threading.Event()
         stops = _Stops(*self._stops.events, cancelled)
+        limiter = anyio.CapacityLimiter(1)
         try:
-            ready = await anyio.to_thread.run_sync(
-                self._await_ready, stops, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
-            )
+            return await anyio.to_thread.run_sync(self._await_ready, stops, abandon_on_cancel=True, limiter=limiter)
         finally:
             cancelled.set()
-        if not ready:
-            raise StopAsyncIteration
-        return self._take()
 
     def _await_ready(self, stops: _Stops) -> bool:
         """Wait for a record to be ready; False if one of `stops` was set first."""
         while not stops.is_set():
-            with self._fetching:
+            with self._fetching.lock:
                 if self._ready or self._fetch():
                     return True
             self._watch.wait(self._poll_ms, stops)
@@ -164,8 +170,12 @@ class Follower:
             return True
         return False
 
-    def _take(self) -> Record:
-        record = self._ready.popleft()
+    def _take(self) -> Record | None:
+        """Hand out the next record; None if another consumer of this follower was quicker."""
+        try:
+            record = self._ready.popleft()
+        except IndexError:
+            return None
         self.cursor = (record.seq, record.nonce)
         self._delivered(record.seq)
         return record

@@ -13,27 +13,25 @@ __all__ = ["ForkSafeLock"]
 
 
 class ForkSafeLock:
-    """A mutex for `with`, replaced by a fresh one in every forked child."""
+    """Has a `lock` for `with guard.lock:`, replaced by a fresh one in every forked child.
 
-    __slots__ = ("__weakref__", "_lock")
+    The statement works on the lock itself, whose methods no signal handler can interrupt half-way: an exception out of
+    one (Ctrl-C in a prompt) between acquiring in Python code and the body would leave it locked for good.
+    """
+
+    __slots__ = ("__weakref__", "lock")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         _alive.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 _alive: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 
 
 def _in_child() -> None:
-    for lock in list(_alive):
-        lock._lock = threading.Lock()
+    for guard in list(_alive):
+        guard.lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_in_child)

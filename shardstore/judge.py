@@ -48,7 +48,7 @@ class Judge:
 
     def verdict(self, key: str | None, since: int | None) -> Verdict:
         """Judge the log as it is now, up to its end. Raises Deleted, NotFound, Corrupt, Unavailable."""
-        with self._lock:
+        with self._lock.lock:
             self._catch_up()
             key_at = self._find(key) if key is not None else None
             turn_at = self._turn_above(since) if since is not None else 0

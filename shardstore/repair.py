@@ -197,7 +197,7 @@ def _mended(log: SessionLog, manifest: Manifest, segment: SegmentRef) -> Segment
 
 def _fill_from(log: SessionLog, other: SegmentRef, segment: SegmentRef, shards: list[bytes | None]) -> None:
     try:
-        for seq, shard, _ in walk_segment(log, other):
+        for seq, shard, _ in walk_segment(log, other, other.first):
             if segment.first <= seq <= segment.last and shards[seq - segment.first] is None:
                 shards[seq - segment.first] = shard
     except (Corrupt, Vanished):

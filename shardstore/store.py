@@ -124,6 +124,8 @@ def repair_store(path: str | os.PathLike[str]) -> bool:
     Raises NotFound if nothing in the folder is a store's, UnsupportedFormat for the store of a newer version.
     """
     root = os.path.abspath(os.fspath(path))
+    if not os.path.isdir(root):
+        raise NotFound(describe("no store here", path=root))
     backend = LocalBackend(root)
     try:
         _check_store_file(backend, root, create=False)
@@ -271,6 +273,8 @@ class Store:
             return [Finding("", "stray-file", where, None, "note", "not the store's; left alone")]
         try:
             return look(self.session(id_))
+        except NotFound:
+            return [Finding(id_, "unfinished-birth", where, None, "note", "an empty folder; no session was born in it")]
         except ShardstoreError as error:
             return [Finding(id_, "unreadable-session", where, None, "damage", str(error))]
 

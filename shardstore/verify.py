@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from shardstore.errors import Corrupt, NotFound, UnsupportedFormat, describe
+from shardstore.errors import Corrupt, NotFound, Unavailable, UnsupportedFormat, describe
 from shardstore.layout import (
     DAMAGED,
     SEGMENTS,
@@ -20,14 +20,13 @@ from shardstore.layout import (
     parse_shard_name,
     segment_name,
 )
-from shardstore.log import HOLES_MAX, SessionLog, Vanished
+from shardstore.log import HOLES_MAX, LOOKS_MAX, SessionLog, Vanished, segment_of
 from shardstore.manifest import Manifest, SegmentRef
 from shardstore.record import Header, counts_as_turn, decode_shard
 from shardstore.segment import KEY_PAIRS, TRAILER_BYTES, TURN_FLAG, IndexEntry, check_trailer, key_hash, kind_of, span
 
 __all__ = ["Finding", "verify_session"]
 
-RESTARTS_MAX = 20  # times a session may be merged away under the verifier before it gives up
 READ_BYTES = 8 << 20
 _KNOWN = {"manifest.json", "head", SHARDS, SEGMENTS, DAMAGED}
 
@@ -46,18 +45,11 @@ class Finding:
 
 
 def verify_session(log: SessionLog) -> list[Finding]:
-    """Return everything that is wrong or odd about a session; an empty list says that every record reads back."""
-    for _ in range(RESTARTS_MAX):
-        try:
-            return _verify(log)
-        except Vanished:
-            continue
-        except Corrupt as error:
-            return [_damage(log, "foreign-object", log.keys.folder, None, str(error))]
-    raise Corrupt(describe("segments kept vanishing during verification", session=log.id))
+    """Return everything that is wrong or odd about a session; an empty list says that every record reads back.
 
-
-def _verify(log: SessionLog) -> list[Finding]:
+    What was verified stays so when it is merged meanwhile, for records never change. Raises NotFound if there is no
+    folder of that name, Unavailable.
+    """
     try:
         manifest = log.glance()[1]
     except NotFound:
@@ -67,12 +59,24 @@ def _verify(log: SessionLog) -> list[Finding]:
     except Corrupt as error:
         return [_damage(log, "damaged-manifest", log.keys.manifest, None, f"repair rebuilds it ({error})")]
     findings: list[Finding] = []
-    for segment in manifest.segments:
-        findings += _segment(log, manifest, segment)
-    if manifest.state != "deleted":
-        findings += _shards(log, manifest)
-    findings += _leftovers(log, log.glance()[1])
-    return findings
+    position = 1
+    for _ in range(LOOKS_MAX):
+        try:
+            while position <= manifest.watermark and manifest.segments:
+                segment = segment_of(manifest, position)
+                check = _SegmentCheck(log, segment, position)
+                try:
+                    findings += check.run()
+                finally:
+                    position = check.position
+            if manifest.state != "deleted":
+                findings += _shards(log, manifest)
+            return findings + _leftovers(log, log.glance()[1])
+        except Vanished:
+            manifest = log.glance()[1]
+        except Corrupt as error:
+            return [*findings, _damage(log, "foreign-object", log.keys.folder, None, str(error))]
+    raise Unavailable(describe("segments kept vanishing during verification", session=log.id))
 
 
 def _damage(log: SessionLog, what: str, where: str, seqs: tuple[int, int] | None, advice: str) -> Finding:
@@ -84,6 +88,8 @@ def _note(log: SessionLog, what: str, where: str, advice: str) -> Finding:
 
 
 def _without_manifest(log: SessionLog) -> list[Finding]:
+    if not any(True for _ in log.backend.list(log.keys.folder)):
+        raise NotFound(describe("no such session", session=log.id))
     if log.is_headless():
         return [_damage(log, "missing-manifest", log.keys.manifest, None, "repair rebuilds it from what is there")]
     advice = "no session: an import that never ended, or one that lost its manifest; import it again or look yourself"
@@ -93,33 +99,55 @@ def _without_manifest(log: SessionLog) -> list[Finding]:
 # ------------------------------------------------------------------ segments
 
 
-def _segment(log: SessionLog, manifest: Manifest, segment: SegmentRef) -> list[Finding]:
-    where = log.keys.segment(segment)
-    seqs = (segment.first, segment.last)
-    if log.backend.read(where, length=0) is None:
-        if segment in log.glance()[1].segments:
-            return [_damage(log, "missing-segment", where, seqs, "restore it from a backup; repair marks them lost")]
-        raise Vanished(segment)
-    try:
+class _SegmentCheck:
+    """Verifies a segment from seq `position` on; `position` says how far it came when the segment vanished."""
+
+    def __init__(self, log: SessionLog, segment: SegmentRef, position: int) -> None:
+        self._log = log
+        self._segment = segment
+        self.position = position
+
+    def run(self) -> list[Finding]:
+        """Return what is wrong with the segment. Raises Vanished."""
+        log, segment = self._log, self._segment
+        where, seqs = log.keys.segment(segment), (self.position, segment.last)
+        try:
+            findings = self._records(where)
+        except Vanished:
+            if segment not in log.glance()[1].segments:
+                raise
+            advice = "restore it from a backup; repair marks its records lost"
+            findings = [_damage(log, "missing-segment", where, (segment.first, segment.last), advice)]
+        except UnsupportedFormat as error:
+            findings = [_damage(log, "newer-format", where, seqs, f"upgrade shardstore ({error})")]
+        except Corrupt as error:
+            findings = [_damage(log, "damaged-segment", where, seqs, f"repair keeps what can be read ({error})")]
+        self.position = segment.last + 1
+        return findings
+
+    def _records(self, where: str) -> list[Finding]:
+        log, segment = self._log, self._segment
         check_trailer(segment, log.segment_bytes(segment, segment.size - TRAILER_BYTES, TRAILER_BYTES), what=where)
         if log.backend.read(where, start=segment.size, length=1):
-            return [_damage(log, "damaged-segment", where, seqs, "bytes were appended to it; repair rewrites it")]
-        bad = [seq for seq, shard, _ in walk_segment(log, segment) if shard is None]
-        _check_keys(log, manifest, segment)
-    except UnsupportedFormat as error:
-        return [_damage(log, "newer-format", where, seqs, f"upgrade shardstore ({error})")]
-    except Corrupt as error:
-        return [_damage(log, "damaged-segment", where, seqs, f"repair keeps what can be read ({error})")]
-    return [
-        _damage(log, "damaged-record", where, (seq, seq), "restore it from a backup; repair marks it lost")
-        for seq in bad
-    ]
+            raise Corrupt(describe("bytes were appended to a segment", what=where))
+        pairs = {pair for number in range(-(-segment.keys // KEY_PAIRS)) for pair in log.key_pairs(segment, number)}
+        advice = "restore it from a backup; repair marks it lost"
+        findings = []
+        for seq, shard, header in walk_segment(log, segment, self.position):
+            if shard is None:
+                findings.append(_damage(log, "damaged-record", where, (seq, seq), advice))
+            elif header is not None and header.key is not None and (key_hash(header.key), seq) not in pairs:
+                raise Corrupt(describe("a key of a segment is not in its footer", what=where, seq=seq))
+            self.position = seq + 1
+        return findings
 
 
-def walk_segment(log: SessionLog, segment: SegmentRef) -> Iterator[tuple[int, bytes | None, Header | None]]:
-    """Yield (seq, shard bytes, header) of every record, None where it can't be read. Raises Vanished, Corrupt."""
-    seq = segment.first
-    for entries in log.entries(segment, segment.first, segment.last):
+def walk_segment(log: SessionLog, segment: SegmentRef, seq: int) -> Iterator[tuple[int, bytes | None, Header | None]]:
+    """Yield (seq, shard bytes, header) of every record from `seq` on, None where it can't be read.
+
+    Raises Vanished, Corrupt.
+    """
+    for entries in log.entries(segment, seq, segment.last):
         begin = 0
         while begin < len(entries):
             (origin, size), end = span(entries[begin]), begin + 1
@@ -145,16 +173,6 @@ def check_record(entry: IndexEntry, shard: bytes) -> Header | None:
     except (Corrupt, UnsupportedFormat):
         return None
     return header if same and header_length == entry[2] else None
-
-
-def _check_keys(log: SessionLog, manifest: Manifest, segment: SegmentRef) -> None:
-    pairs = {pair for number in range(-(-segment.keys // KEY_PAIRS)) for pair in log.key_pairs(segment, number)}
-    found = set()
-    for seq, _, header in walk_segment(log, segment) if segment.keys else ():
-        if header is not None and header.key is not None:
-            found.add((key_hash(header.key), seq))
-    if not found <= pairs:
-        raise Corrupt(describe("keys of a segment are not in its footer", generation=manifest.generation))
 
 
 # ------------------------------------------------------------------ shards and the rest

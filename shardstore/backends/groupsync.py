@@ -31,10 +31,10 @@ class GroupSync:
         After a failure nothing is flushed again and everybody who comes fails too: the kernel reports a lost write
         once, and a second flush of the same descriptor would succeed without having saved it.
         """
-        with self._count:
+        with self._count.lock:
             self._drawn += 1
             ticket = self._drawn
-        with self._queue:
+        with self._queue.lock:
             if self._covered >= ticket:
                 return
             if self._failure is not None:

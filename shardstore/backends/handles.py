@@ -36,7 +36,7 @@ class Held:
 class Folder:
     """A held folder: its descriptor, the flush its threads share, what was last seen in it, the hint's descriptor."""
 
-    __slots__ = ("fd", "group", "held", "hint_fd", "settled")
+    __slots__ = ("fd", "group", "held", "hint_fd", "settled", "used")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -44,6 +44,7 @@ class Folder:
         self.held: dict[str, Held] = {}
         self.hint_fd = -1
         self.settled = False
+        self.used = False
 
     def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
         close(self.fd)

@@ -3,15 +3,14 @@
 Rule: a name appears only once its bytes are all there (and, with `sync`, on the disk), by link(2), which never
 replaces anything. The strict order is fdatasync of the temporary file, link, fsync of the folder; nothing weaker came
 through every crash image on ext4 with fast_commit and on btrfs.
-Strategy: everything goes relative to held folder descriptors, of which a bounded number is kept; a descriptor closes
-when its last user lets go, so evicting one never pulls it from under a running call.
+Strategy: everything goes relative to held folder descriptors (see `folders`), never through a path that somebody might
+have turned into a symlink meanwhile.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 import struct
 import threading
 import time
@@ -21,14 +20,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from shardstore.backends import locks, syscalls
 from shardstore.backends.base import Draft, Seen
 from shardstore.backends.filesystems import refuse_remote
+from shardstore.backends.folders import Folders
 from shardstore.backends.handles import Folder, Held, Temp
 from shardstore.errors import Corrupt, InvalidRequest, NotFound, OutcomeUnknown, Unavailable, describe
 from shardstore.forksafe import ForkSafeLock
-from shardstore.layout import MANIFEST_FILE, SESSIONS, SHARDS, TEMP_PREFIX
+from shardstore.layout import MANIFEST_FILE, TEMP_PREFIX
 
 __all__ = ["LocalBackend", "make_root"]
 
-FOLDERS_MAX = 128  # held folders, at most three descriptors each
 TEMP_AGE_S = 3600.0  # an older temporary file belongs to nobody who is alive
 LOCK_WAIT_S = 10.0  # how long `replace` waits for a compactor
 _HINT = struct.Struct("<Q")
@@ -60,79 +59,19 @@ class LocalBackend:
         self.root = os.path.realpath(root)
         with _translated("open the store", self.root):
             self._two_flushes = refuse_remote(self.root) in _TWO_FLUSHES
-            self._root = Folder(syscalls.open_folder(self.root, None))
-            self._unnamed = syscalls.supports_unnamed(self._root.fd)
-        self._folders: dict[str, Folder] = {}
+            self._folders = Folders(self.root)
+            self._unnamed = syscalls.supports_unnamed(self._folders.root.fd)
         self._locked: dict[tuple[str, int], int] = {}
 
     def close(self) -> None:
         """Let go of every held folder; the backend opens them again if it is used again."""
         self._folders.clear()
 
-    # -------------------------------------------------------------- folders
-
-    def _folder(self, prefix: str) -> Folder:
-        """Return the held folder; raises FileNotFoundError if there is none.
-
-        Keep the Folder in a variable as long as its descriptor is used: what nobody refers to is closed, and its number
-        may be another folder's the next moment.
-        """
-        if not prefix:
-            return self._root
-        folder = self._folders.get(prefix)
-        return folder if folder is not None else self._hold(prefix)
-
-    def _hold(self, prefix: str) -> Folder:
-        parent, _, name = prefix.rpartition("/")
-        above = self._folder(parent)
-        try:
-            folder = Folder(syscalls.open_folder(name, above.fd))
-        except FileNotFoundError:
-            if parent or os.fstat(above.fd).st_nlink:
-                raise
-            self._root = above = Folder(syscalls.open_folder(self.root, None))  # the store was removed and made again
-            folder = Folder(syscalls.open_folder(name, above.fd))
-        except syscalls.ForeignObjectError:
-            if parent == SESSIONS and stat.S_ISREG(os.stat(name, dir_fd=above.fd, follow_symlinks=False).st_mode):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None  # a stray file, no session
-            raise
-        while len(self._folders) >= FOLDERS_MAX:
-            with suppress(StopIteration, RuntimeError):  # another thread was quicker
-                self._folders.pop(next(iter(self._folders)), None)
-        return self._folders.setdefault(prefix, folder)
-
-    def _make(self, prefix: str) -> Folder:
-        """Return the held folder, made if need be; a shard's folder only if its session's is there."""
-        try:
-            return self._folder(prefix)
-        except FileNotFoundError:
-            parent, _, name = prefix.rpartition("/")
-            above = self._folder(parent) if name == SHARDS else self._make(parent)
-            syscalls.make_folder(name, above.fd)
-            folder = self._folder(prefix)
-            if prefix == SESSIONS:
-                syscalls.spread_children(folder.fd)
-            return folder
-
     def _refusal(self, error: OSError, action: str, key: str) -> Exception:
         """Translate an error; of a folder that was removed meanwhile, say so."""
-        if self._drop_removed(key.rpartition("/")[0]):
+        if self._folders.drop_removed(key.rpartition("/")[0]):
             error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return _unavailable(error, action, key)
-
-    def _drop_removed(self, prefix: str) -> bool:
-        """Let go of held folders if one on the way to `prefix` was removed, so that the next call opens them anew."""
-        parts = prefix.split("/")
-        chain = [self._folders.get("/".join(parts[:depth])) for depth in range(1, len(parts) + 1)]
-        if any(os.fstat(folder.fd).st_nlink == 0 for folder in [self._root, *chain] if folder is not None):
-            self._folders.clear()
-            return True
-        return False
-
-    def _forget(self, prefix: str) -> None:
-        """Drop held folders at and below `prefix`: one of them was removed or its flush failed."""
-        for known in [known for known in list(self._folders) if (known + "/").startswith(prefix + "/")]:
-            self._folders.pop(known, None)
 
     # -------------------------------------------------------------- verbs
 
@@ -142,7 +81,7 @@ class LocalBackend:
         try:
             staged = draft.staged
             if staged is None:
-                folder = self._folders.get(prefix) or self._make(prefix)
+                folder = self._folders.kept(prefix) or self._folders.make(prefix)
                 staged = draft.staged = self._stage(folder, draft, sync)
             assert isinstance(staged, Temp)
             if not staged.link(name):
@@ -169,7 +108,7 @@ class LocalBackend:
                 self._sync_above(prefix)
                 folder.settled = True
         except OSError as error:
-            self._forget(prefix)  # a descriptor whose flush failed is never flushed again
+            self._folders.forget(prefix)  # a descriptor whose flush failed is never flushed again
             raise OutcomeUnknown(
                 describe("the object is visible, but could not be made durable", key=key, reason=str(error))
             ) from error
@@ -190,14 +129,22 @@ class LocalBackend:
         return temp
 
     def _sync_above(self, prefix: str) -> None:
-        """Flush every folder above `prefix`, up to the filesystem's root, whoever made them."""
-        path = os.path.join(self.root, prefix)
+        """Flush every folder above `prefix`, up to the filesystem's root, whoever made them; outside the store once."""
+        parts = prefix.split("/")
+        for depth in range(len(parts) - 1, 0, -1):
+            folder = self._folders.get("/".join(parts[:depth]))
+            folder.group.sync()
+        root = self._folders.root
+        if root.settled:
+            return
+        root.group.sync()
+        path = self.root
         while (above := os.path.dirname(path)) != path:
             path = above
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except PermissionError:
-                return  # a folder that this user can't even open was not made for this store
+                break  # a folder that this user can't even open was not made for this store
             try:
                 syscalls.flush_folder(fd)
             except OSError as error:
@@ -205,12 +152,13 @@ class LocalBackend:
                     raise
             finally:
                 os.close(fd)
+        root.settled = True
 
     def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes | None:
         """See Backend. A read of zero bytes is a probe: it opens nothing."""
         prefix, _, name = key.rpartition("/")
         try:
-            folder = self._folder(prefix)
+            folder = self._folders.get(prefix)
             if length == 0:
                 os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
                 return b""
@@ -227,7 +175,7 @@ class LocalBackend:
     def look(self, key: str, seen: Seen | None) -> Seen | None:  # noqa: ARG002
         """See Backend. Unchanged costs one stat: the held descriptor keeps the inode number from being reused."""
         prefix, _, name = key.rpartition("/")
-        folder = self._folders.get(prefix)
+        folder = self._folders.kept(prefix)
         if folder is not None:
             try:
                 status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
@@ -235,14 +183,14 @@ class LocalBackend:
                 if held is not None and held.ino == status.st_ino and held.dev == status.st_dev:
                     return held.seen
             except FileNotFoundError:
-                self._forget(prefix)  # the folder may have been removed and made again under this path
+                self._folders.forget(prefix)  # the folder may have been removed and made again under this path
             except OSError as error:
                 raise _unavailable(error, "look at", key) from error
         return self._look_anew(prefix, name, key)
 
     def _look_anew(self, prefix: str, name: str, key: str) -> Seen | None:
         try:
-            folder = self._folder(prefix)
+            folder = self._folders.get(prefix)
             fd = syscalls.open_regular(name, folder.fd)
             held = Held(fd)
         except FileNotFoundError:
@@ -258,15 +206,20 @@ class LocalBackend:
         try:
             names = self._names(prefix)
         except FileNotFoundError:
-            if not self._drop_removed(prefix):
-                return iter(())
-            return self.list(prefix, after)
+            names = self._names_again(prefix)
         except OSError as error:
             raise _unavailable(error, "list", prefix) from error
         return (name for name in names if name > after) if after else iter(names)
 
+    def _names_again(self, prefix: str) -> Iterable[str]:
+        """List a folder that is not there once more if only our descriptor of it is dead."""
+        try:
+            return self._names(prefix) if self._folders.drop_removed(prefix) else ()
+        except FileNotFoundError:
+            return ()
+
     def _names(self, prefix: str) -> Iterable[str]:
-        folder = self._folder(prefix)
+        folder = self._folders.get(prefix)
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder.fd)
         try:
             return os.listdir(fd)
@@ -277,7 +230,7 @@ class LocalBackend:
         """See Backend."""
         prefix, _, name = key.rpartition("/")
         with _translated("delete", key), suppress(FileNotFoundError):
-            folder = self._folder(prefix)
+            folder = self._folders.get(prefix)
             os.unlink(name, dir_fd=folder.fd)
 
     def replace(self, key: str, data: bytes, expected: Seen) -> bool:
@@ -293,7 +246,7 @@ class LocalBackend:
             if current is None or current.data != expected.data:
                 return False
             with _translated("replace", key):
-                folder = self._folder(prefix)
+                folder = self._folders.get(prefix)
                 temp = Temp(folder, unnamed=False)
                 try:
                     syscalls.write_all(temp.fd, data)
@@ -305,7 +258,7 @@ class LocalBackend:
             try:
                 folder.group.sync()
             except OSError as error:
-                self._forget(prefix)
+                self._folders.forget(prefix)
                 raise OutcomeUnknown(
                     describe("the manifest was replaced, but perhaps not durably", key=key, reason=str(error))
                 ) from error
@@ -321,7 +274,7 @@ class LocalBackend:
             yield True
             return
         try:
-            folder = self._folder(prefix)
+            folder = self._folders.get(prefix)
         except FileNotFoundError:
             raise NotFound(describe("no such session", key=prefix)) from None
         except OSError as error:
@@ -339,7 +292,7 @@ class LocalBackend:
     def settle(self, prefix: str) -> None:
         """See Backend."""
         try:
-            folder = self._folder(prefix)
+            folder = self._folders.get(prefix)
             folder.group.sync()
             if not folder.settled:
                 self._sync_above(prefix)
@@ -347,7 +300,7 @@ class LocalBackend:
         except FileNotFoundError:
             return
         except OSError as error:
-            self._forget(prefix)
+            self._folders.forget(prefix)
             raise _unavailable(error, "sync", prefix) from error
 
     def hint(self, prefix: str) -> int:
@@ -369,10 +322,10 @@ class LocalBackend:
     def _hinting(self, prefix: str, create: int) -> Folder | None:
         """Return the folder with its hint open; None if there is none to be had."""
         try:
-            folder = self._folder(prefix)
+            folder = self._folders.get(prefix)
             if folder.hint_fd < 0:
                 flags = os.O_RDWR | create | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-                with _opening:
+                with _opening.lock:
                     if folder.hint_fd < 0:
                         folder.hint_fd = os.open(_HINT_NAME, flags, 0o600, dir_fd=folder.fd)
         except OSError:
@@ -390,7 +343,7 @@ class LocalBackend:
         for name in self.list(prefix):
             if name.startswith(TEMP_PREFIX):
                 with _translated("sweep", f"{prefix}/{name}"), suppress(FileNotFoundError):
-                    folder = self._folder(prefix)
+                    folder = self._folders.get(prefix)
                     if time.time() - os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mtime > TEMP_AGE_S:
                         os.unlink(name, dir_fd=folder.fd)
                         swept += 1

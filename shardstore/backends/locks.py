@@ -11,6 +11,7 @@ import fcntl
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,50 +19,57 @@ __all__ = ["hold"]
 
 _RETRY_S = 0.01
 _guard = threading.Lock()
-_held: set[int] = set()
+
+
+class _Hold:
+    """A descriptor that may carry a lock; it closes when nobody refers to it, so that no exception can leak one."""
+
+    __slots__ = ("__weakref__", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    __del__ = close
+
+
+_held: weakref.WeakSet[_Hold] = weakref.WeakSet()
 
 
 @contextmanager
 def hold(folder: int, wait_s: float) -> Iterator[bool]:
     """Lock the folder open at `folder`, waiting at most `wait_s` seconds; the value says whether it was taken."""
     deadline = time.monotonic() + wait_s
-    fd = _try(folder)
-    while fd is None and time.monotonic() < deadline:
+    taken = _try(folder)
+    while taken is None and time.monotonic() < deadline:
         time.sleep(_RETRY_S)
-        fd = _try(folder)
+        taken = _try(folder)
     try:
-        yield fd is not None
+        yield taken is not None
     finally:
-        if fd is not None:
-            _release(fd)
+        if taken is not None:
+            with _guard:
+                taken.close()  # nothing to do in a forked child, which has closed it already
 
 
-def _try(folder: int) -> int | None:
+def _try(folder: int) -> _Hold | None:
     with _guard:
-        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+        attempt = _Hold(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder))
+        _held.add(attempt)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(attempt.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(fd)
             return None
-        except BaseException:
-            os.close(fd)
-            raise
-        _held.add(fd)
-        return fd
-
-
-def _release(fd: int) -> None:
-    with _guard:
-        if fd in _held:  # a forked child has closed it already
-            _held.remove(fd)
-            os.close(fd)
+        return attempt
 
 
 def _in_child() -> None:
-    for fd in _held:
-        os.close(fd)
-    _held.clear()
+    for taken in list(_held):
+        taken.close()
     _guard.release()
 
 

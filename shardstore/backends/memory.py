@@ -30,7 +30,7 @@ class MemoryBackend:
     def create(self, key: str, draft: Draft, *, sync: bool) -> bool:  # noqa: ARG002
         """See Backend."""
         seen = Seen(b"".join(draft.parts))
-        with self._lock:
+        with self._lock.lock:
             created = self._objects.setdefault(key, seen) is seen
         if created and draft.visible is not None:
             draft.visible()
@@ -50,18 +50,18 @@ class MemoryBackend:
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See Backend."""
         above = f"{prefix}/" if prefix else ""
-        with self._lock:
+        with self._lock.lock:
             below = {key[len(above) :].split("/")[0] for key in self._objects if key.startswith(above)}
         return (name for name in below if name > after)
 
     def delete(self, key: str) -> None:
         """See Backend."""
-        with self._lock:
+        with self._lock.lock:
             self._objects.pop(key, None)
 
     def replace(self, key: str, data: bytes, expected: Seen) -> bool:
         """See Backend."""
-        with self._lock:
+        with self._lock.lock:
             current = self._objects.get(key)
             if current is None or current.data != expected.data:
                 return False
@@ -72,14 +72,14 @@ class MemoryBackend:
     def exclusive(self, prefix: str, *, wait_s: float = 0.0) -> Iterator[bool]:  # noqa: ARG002
         """See Backend."""
         me = threading.get_ident()
-        with self._lock:
+        with self._lock.lock:
             taken = prefix not in self._holders
             held = self._holders.setdefault(prefix, me) == me
         try:
             yield held
         finally:
             if taken:
-                with self._lock:
+                with self._lock.lock:
                     self._holders.pop(prefix, None)
 
     def settle(self, prefix: str) -> None:
