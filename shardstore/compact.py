@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from shardstore.backends.base import Draft, Seen
-from shardstore.errors import Corrupt, NotFound, OutcomeUnknown, describe
+from shardstore.errors import Corrupt, NotFound, OutcomeUnknown, Unavailable, describe
 from shardstore.layout import parse_segment_name, parse_shard_name, segment_name, shard_name
 from shardstore.log import SessionLog, Vanished
 from shardstore.manifest import Manifest, SegmentRef, encode_manifest, successor
@@ -203,7 +203,10 @@ def _neighbours(
 
 
 def _merge(log: SessionLog, manifest: Manifest, segments: list[SegmentRef]) -> SegmentRef | None:
-    """Write one segment of several; None if one of them is missing or has a damaged index: they stay as they are."""
+    """Write one segment of several; None if that can't be done: they stay as they are.
+
+    One of them may be missing or have a damaged index, or the disk may lack the space for both forms.
+    """
     index = SegmentIndex(segments[0].first)
 
     def parts() -> Iterator[bytes]:
@@ -219,7 +222,7 @@ def _merge(log: SessionLog, manifest: Manifest, segments: list[SegmentRef]) -> S
 
     try:
         return create_segment(log, index, parts(), last=segments[-1].last, base=manifest.generation)
-    except (Corrupt, Vanished):
+    except (Corrupt, Vanished, Unavailable):
         return None
 
 
@@ -258,4 +261,5 @@ def sweep(log: SessionLog) -> int:
         backend.settle(keys.folder)  # whoever replaced the manifest may have died before it was durable
     for key in doomed:
         backend.delete(key)
-    return len(doomed) + sum(backend.sweep_temps(prefix) for prefix in (keys.folder, keys.shards, keys.segments))
+    folders = (keys.folder, keys.shards, keys.segments)
+    return len(doomed) + sum(backend.sweep_temps(folder, every=deleted) for folder in folders)

@@ -45,6 +45,7 @@ class Watch:
 
     def __init__(self, paths: tuple[str, ...], *, use_notifications: bool) -> None:
         self._notify = _notifier(paths) if use_notifications and paths else None
+        self._waiting = ForkSafeLock()
 
     @property
     def notified(self) -> bool:
@@ -60,7 +61,12 @@ class Watch:
             if notify is None:
                 time.sleep(slice_ms / 1000)
                 continue
-            answer = notify.watch(_DEBOUNCE_MS, _STEP_MS, slice_ms, stops)
+            if not self._waiting.lock.acquire(timeout=slice_ms / 1000):
+                continue  # two threads in `watch` can freeze each other: the one waits on its mutex with the GIL held
+            try:
+                answer = notify.watch(_DEBOUNCE_MS, _STEP_MS, slice_ms, stops)
+            finally:
+                self._waiting.lock.release()
             if answer == "signal":
                 raise KeyboardInterrupt
             if isinstance(answer, set):

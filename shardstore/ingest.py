@@ -80,7 +80,8 @@ def ingest(log: SessionLog, records: Iterable[bytes | NewRecord], *, durability:
     """
     if not isinstance(records, Iterable):
         raise InvalidRequest(describe("records must be an iterable of lines", got=type(records)))
-    return _bear_with(log, (_shard(record, bytes_max) for record in records), durability, new_nonce(), now_ms(), False)
+    shards = _distinct(_shard(record, bytes_max) for record in records)
+    return _bear_with(log, shards, durability, new_nonce(), now_ms(), False)
 
 
 def restore(log: SessionLog, records: Iterable[Record], manifest: Manifest) -> int:
@@ -98,6 +99,18 @@ def _shard(record: bytes | NewRecord, bytes_max: int) -> Shard:
     at_ms = now_ms() if new.at_ms is None else new.at_ms
     header = Header(FORMAT, new.kind, new.source, at_ms, None, new.key, new_nonce(), len(new.payload))
     return header, encode_header(header, new.payload), new.payload
+
+
+def _distinct(shards: Iterator[Shard]) -> Iterator[Shard]:
+    """Refuse a key that comes twice: a key is committed once."""
+    keys: set[str] = set()
+    for shard in shards:
+        key = shard[0].key
+        if key is not None:
+            if key in keys:
+                raise InvalidRequest(describe("two imported records have the same key", key=key))
+            keys.add(key)
+        yield shard
 
 
 def _shard_again(record: Record) -> Shard:

@@ -22,7 +22,6 @@ from shardstore.segment import TURN_FLAG
 __all__ = ["Judge", "Verdict"]
 
 _T = TypeVar("_T")
-KEYS_MAX = 65_536  # remembered keys; beyond that the judge starts anew from the footers
 
 
 class Verdict(NamedTuple):
@@ -33,46 +32,52 @@ class Verdict(NamedTuple):
     turn_at: int
 
 
+class _Known(NamedTuple):
+    """What was judged: the seq of each key and the last turn, in `floor`+1..`reached` of the session `born`."""
+
+    born: str
+    floor: int
+    reached: int
+    keys: dict[str, int]
+    last_turn: int
+
+
 class Judge:
     """Judges one session; safe to share between threads and across fork."""
 
     def __init__(self, log: SessionLog, reader: Reader) -> None:
         self._log = log
         self._reader = reader
-        self._lock = ForkSafeLock()
-        self._born = ""  # which session all of this is about: the id may have been removed and born again
-        self._floor = 0  # records up to here are asked from footers
-        self._reached = 0
-        self._keys: dict[str, int] = {}
-        self._last_turn = 0
+        self._guard = ForkSafeLock()
+        self._known = _Known("", 0, 0, {}, 0)
 
     def verdict(self, key: str | None, since: int | None) -> Verdict:
         """Judge the log as it is now, up to its end. Raises Deleted, NotFound, Corrupt, Unavailable."""
-        with self._lock.lock:
-            self._catch_up()
-            key_at = self._find(key) if key is not None else None
-            turn_at = self._turn_above(since) if since is not None else 0
-            return Verdict(self._reached, key_at, turn_at)
+        with self._guard.lock:
+            known = self._known = self._catch_up(self._known)
+        key_at = self._find(known, key) if key is not None else None
+        turn_at = self._turn_above(known, since) if since is not None else 0
+        return Verdict(known.reached, key_at, turn_at)
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, known: _Known) -> _Known:
+        """Read on to the end. What has been compacted past it is asked from footers, so memory holds the tail alone."""
         manifest = self._log.look()
-        if manifest.birth != self._born or len(self._keys) > KEYS_MAX:
-            self._born = manifest.birth
-            self._keys.clear()
-            self._last_turn = 0
-            self._floor = self._reached = manifest.watermark
-        for block in self._reader.blocks(self._reached + 1, holes=False):
+        if manifest.birth != known.born or manifest.watermark > known.reached:
+            known = _Known(manifest.birth, manifest.watermark, manifest.watermark, {}, 0)
+        keys, reached, last_turn = known.keys, known.reached, known.last_turn
+        for block in self._reader.blocks(reached + 1, holes=False):
             for record in block.records():
                 if record.key is not None:
-                    self._keys.setdefault(record.key, record.seq)
+                    keys.setdefault(record.key, record.seq)
                 if counts_as_turn(record.kind, record.source):
-                    self._last_turn = record.seq
-            self._reached = block.last
+                    last_turn = record.seq
+            reached = block.last
+        return _Known(known.born, known.floor, reached, keys, last_turn)
 
-    def _find(self, key: str) -> int | None:
-        found = self._keys.get(key)
-        if found is not None or self._floor == 0:
-            return found
+    def _find(self, known: _Known, key: str) -> int | None:
+        found = known.keys.get(key)
+        if found is not None or known.floor == 0:
+            return found if found is None or found <= known.reached else None
         return self._from_segments(lambda manifest: self._log.find_key(manifest, key))
 
     def _from_segments(self, ask: Callable[[Manifest], _T]) -> _T:
@@ -84,18 +89,18 @@ class Judge:
                 manifest = self._log.look_after_vanishing(gone.args[0])
         raise Unavailable(describe("segments kept vanishing", session=self._log.id))
 
-    def _turn_above(self, since: int) -> int:
-        if self._last_turn > since or since >= self._floor:
-            return self._last_turn if self._last_turn > since else 0
-        return self._from_segments(lambda manifest: self._turn_in_segments(manifest, since))
+    def _turn_above(self, known: _Known, since: int) -> int:
+        if known.last_turn > since:
+            return known.last_turn
+        if since >= known.floor:
+            return 0
+        return self._from_segments(lambda manifest: self._turn_in_segments(manifest, since, known.floor))
 
-    def _turn_in_segments(self, manifest: Manifest, since: int) -> int:
+    def _turn_in_segments(self, manifest: Manifest, since: int, upto: int) -> int:
         found = 0
         for segment in manifest.segments:
-            seq = max(segment.first, since + 1)
-            if seq > min(segment.last, self._floor):
-                continue
-            for entries in self._log.entries(segment, seq, min(segment.last, self._floor)):
+            seq, last = max(segment.first, since + 1), min(segment.last, upto)
+            for entries in self._log.entries(segment, seq, last) if seq <= last else ():
                 for entry in entries:
                     if entry[4] & TURN_FLAG:
                         found = seq

@@ -25,7 +25,8 @@ __all__ = ["Block", "Reader", "Selection"]
 
 BLOCK_BYTES = 256 << 10  # a block holds at least one record, and no more bytes than this where it holds several
 SHARDS_AT_ONCE = 256  # shards read between two looks
-REVERSE_WINDOW = 32  # records held at once when reading backwards
+REVERSE_WINDOW = 128  # records held at once when reading backwards, fewer where they are large
+REVERSE_BYTES = 2 << 20
 
 Filter = str | Collection[str] | None
 
@@ -258,11 +259,14 @@ class Reader:
 
     def _backwards(self, first: int, last: int | None, selection: Selection) -> Iterator[Record]:
         end = self.head() if last is None else min(last, self.head())
+        count = 1
         while end >= first:
-            begin = max(first, end - REVERSE_WINDOW + 1)
+            begin = max(first, end - count + 1)
             window = [record for block in self.blocks(begin, end) for record in block.records()]
             yield from filter(selection.wants, reversed(window))
             end = begin - 1
+            small = sum(len(record.payload) for record in window) < REVERSE_BYTES
+            count = min(count * 2, REVERSE_WINDOW) if small else max(count // 2, 1)
 
     def last(self, count: int, selection: Selection) -> list[Record]:
         """Return the last `count` selected records, in seq order."""

@@ -16,7 +16,7 @@ from shardstore.backends.base import Backend
 from shardstore.background import Background
 from shardstore.compact import CompactReport, compact, sweep
 from shardstore.describe import Description, describe_records
-from shardstore.errors import InvalidRequest, describe
+from shardstore.errors import Deleted, InvalidRequest, describe
 from shardstore.follow import Follower
 from shardstore.ingest import check_fields, check_seqs
 from shardstore.layout import SEQ_MAX
@@ -242,8 +242,12 @@ class Session:
 
     def info(self) -> SessionInfo:
         """Return the session's facts, of a deleted one too. Raises NotFound, Corrupt."""
-        manifest = self._log.glance()[1]
-        head = manifest.watermark if manifest.state != "open" else self._reader.head()
+        try:
+            head = self._reader.head()
+            manifest = self._log.glance()[1]
+        except Deleted:
+            manifest = self._log.glance()[1]
+            head = manifest.watermark
         return SessionInfo(
             self.id,
             head,

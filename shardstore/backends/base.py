@@ -99,8 +99,8 @@ class Backend(Protocol):
     def watch_paths(self, prefix: str) -> tuple[str, ...]:
         """Return local folders whose changes announce new records of the session at `prefix`; none means: poll."""
 
-    def sweep_temps(self, prefix: str) -> int:
-        """Remove what crashed creations left behind under `prefix`; return how many."""
+    def sweep_temps(self, prefix: str, *, every: bool = False) -> int:
+        """Remove what crashed creations left behind under `prefix`, by age or `every` one; return how many."""
 
     def close(self) -> None:
         """Let go of descriptors and connections."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 
 from shardstore.backends import syscalls
 from shardstore.backends.handles import Folder
@@ -94,6 +95,12 @@ class Folders:
         """Let go of the folders at and below `prefix`: one of them was removed, or its flush failed."""
         for known in [known for known in list(self._held) if (known + "/").startswith(prefix + "/")]:
             self._held.pop(known, None)
+
+    def renew(self) -> None:
+        """Let go of all of them, the root too: a flush failed, and what it may concern is never flushed again."""
+        self._held.clear()
+        with suppress(OSError):  # where it can't be opened now, whoever needs it is told by the next call
+            self.root = Folder(syscalls.open_folder(self._path, None))
 
     def clear(self) -> None:
         """Let go of all of them but the root."""

@@ -97,6 +97,6 @@ class MemoryBackend:
         """There is nothing to watch."""
         return ()
 
-    def sweep_temps(self, prefix: str) -> int:  # noqa: ARG002
+    def sweep_temps(self, prefix: str, *, every: bool = False) -> int:  # noqa: ARG002
         """Nothing is ever left behind."""
         return 0
