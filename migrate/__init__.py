@@ -1,0 +1,1 @@
+"""Migration of transcripts that people already have; installed as `shardstore_migrate`."""

@@ -17,11 +17,11 @@ from shardstore.errors import Corrupt, NotFound, OutcomeUnknown, Unavailable, de
 from shardstore.layout import parse_segment_name, parse_shard_name, segment_name, shard_name
 from shardstore.log import SessionLog, Vanished
 from shardstore.manifest import Manifest, SegmentRef, encode_manifest, successor
-from shardstore.record import FORMAT, LOST, Header, decode_shard, encode_header
+from shardstore.record import LOST, Header, control_shard, decode_shard
 from shardstore.segment import KEY_PAIRS, SegmentIndex
 from shardstore.writer import new_nonce, now_ms
 
-__all__ = ["CompactReport", "compact"]
+__all__ = ["CompactReport", "compact", "create_segment", "discard_segments", "keep_damaged", "sweep"]
 
 SEGMENT_RECORDS_MAX = 1 << 18  # shards turned into one segment at once
 MERGE_BYTES_MAX = 256 << 20  # a segment of this size is not merged any more
@@ -157,9 +157,8 @@ class _Run:
             if self._manifest.durability == "sync":
                 raise _Torn from None
         keep_damaged(self._log, shard_name(seq), data)
-        header = Header(FORMAT, "control", LOST, now_ms(), None, None, new_nonce(), 0)
-        line = encode_header(header, b"")
-        return line, header, b"", len(line)
+        lost = control_shard(LOST, new_nonce(), now_ms())
+        return (lost, *decode_shard(lost, what=key))
 
 
 def create_segment(log: SessionLog, index: SegmentIndex, parts: Iterator[bytes], *, last: int, base: int) -> SegmentRef:

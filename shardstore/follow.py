@@ -114,7 +114,6 @@ class Follower:
         self._fetching = ForkSafeLock()
         self._delivered = delivered
         self._ready: deque[Record] = deque()
-        self._read_on: list[Record] = []
         self._watch = Watch(log.backend.watch_paths(log.keys.folder), use_notifications=watch)
         self._next = (reader.head() if after is None else after) + 1
         self.cursor: tuple[int, str] = (self._next - 1, "")

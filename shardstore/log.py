@@ -115,6 +115,23 @@ class SessionLog:
         """Say whether there is a shard at `seq`."""
         return seq <= SEQ_MAX and self.backend.read(self.keys.shard(seq), length=0) is not None
 
+    def hinted(self, seen: int) -> int:
+        """Return the hint if it is above `seen` and there is a shard, else `seen`."""
+        hint = self.backend.hint(self.keys.folder)
+        return hint if hint > seen and self.has_shard(hint) else seen
+
+    def gallop(self, seen: int) -> int:
+        """Return n >= `seen` where n was seen and n + 1 was missing, by O(log n) probes."""
+        step = 1
+        while self.has_shard(seen + step):
+            seen += step
+            step *= 2
+        while step > 1:
+            step //= 2
+            if self.has_shard(seen + step):
+                seen += step
+        return seen
+
     def missing(self, after: int) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the seqs above `after` that a listing shows, sorted, and the runs (first, last) missing among them."""
         listed = self.listed(after)

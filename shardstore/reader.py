@@ -21,7 +21,7 @@ from shardstore.manifest import Manifest, SegmentRef
 from shardstore.record import KINDS, LOST, Record, decode_payloads, decode_shard, record_of
 from shardstore.segment import TURN_FLAG, IndexEntry, span
 
-__all__ = ["Block", "Reader", "Selection"]
+__all__ = ["Block", "Filter", "Reader", "Selection"]
 
 BLOCK_BYTES = 256 << 10  # a block holds at least one record, and no more bytes than this where it holds several
 SHARDS_AT_ONCE = 256  # shards read between two looks
@@ -145,7 +145,7 @@ class _ShardBlock:
         return decode_payloads(self.payloads(kinds), single=False)
 
 
-def lost_record(seq: int) -> Record:
+def _lost_record(seq: int) -> Record:
     """Return what a torn shard of an unsynced session reads as: its seq is spent, its content gone."""
     return Record(seq, "control", LOST, 0, None, None, "", b"")
 
@@ -226,7 +226,7 @@ class Reader:
             header, payload, _ = decode_shard(data, what=key)
         except Corrupt as error:
             if manifest.durability == "none":
-                return lost_record(seq)
+                return _lost_record(seq)
             raise Corrupt(str(error), seq=seq) from error
         return record_of(seq, header, payload)
 
@@ -324,30 +324,14 @@ class Reader:
 
     def head(self) -> int:
         """Return the last seq of the log: every record up to it is there, and none acknowledged before is above."""
-        manifest = self._log.look()
-        head = manifest.watermark
-        hint = self._log.backend.hint(self._log.keys.folder)
-        if hint > head and self._log.has_shard(hint):
-            head = hint
+        head = self._log.hinted(self._log.look().watermark)
         for _ in range(LOOKS_MAX):
-            head = self._gallop(head)
+            head = self._log.gallop(head)
             watermark = self._log.look().watermark
             if watermark <= head:
                 return head
             head = watermark
         raise Unavailable(describe("the head kept moving", session=self._log.id, head=head))
-
-    def _gallop(self, seen: int) -> int:
-        """Return n >= `seen` where n was seen and n + 1 was missing."""
-        step = 1
-        while self._log.has_shard(seen + step):
-            seen += step
-            step *= 2
-        while step > 1:
-            step //= 2
-            if self._log.has_shard(seen + step):
-                seen += step
-        return seen
 
 
 def _decode_block(block: Block, kinds: Collection[str], invalid: Literal["raise", "raw"]) -> list[Any]:

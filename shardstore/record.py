@@ -34,6 +34,7 @@ __all__ = [
     "NewRecord",
     "Receipt",
     "Record",
+    "control_shard",
     "counts_as_turn",
     "decode_header",
     "decode_line",
@@ -196,6 +197,11 @@ def decode_shard(data: bytes, *, what: str) -> tuple[Header, bytes, int]:
     if header.length != len(payload):
         raise Corrupt(describe("shard has the wrong length", what=what, expected=header.length, found=len(payload)))
     return header, payload, end
+
+
+def control_shard(operation: str, nonce: str, at_ms: int) -> bytes:
+    """Return the shard of a control record: a header that says what it does, and no payload."""
+    return encode_header(Header(FORMAT, "control", operation, at_ms, None, None, nonce, 0), b"")
 
 
 def record_of(seq: int, header: Header, payload: bytes) -> Record:

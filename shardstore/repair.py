@@ -15,7 +15,7 @@ from shardstore.errors import Corrupt, NotFound, Unavailable, UnsupportedFormat,
 from shardstore.layout import SEQ_MAX, parse_segment_name, segment_name, shard_name
 from shardstore.log import HOLES_MAX, SessionLog, Vanished
 from shardstore.manifest import Durability, Manifest, SegmentRef, encode_manifest, successor
-from shardstore.record import DELETE, FORMAT, HEADER_BYTES_MAX, LOST, Header, decode_header, decode_shard, encode_header
+from shardstore.record import DELETE, FORMAT, HEADER_BYTES_MAX, LOST, control_shard, decode_header, decode_shard
 from shardstore.segment import (
     INDEX_ENTRIES,
     TRAILER_BYTES,
@@ -48,7 +48,7 @@ def repair_session(log: SessionLog) -> list[Finding]:
         if not damages or "newer-format" in damages:
             return found  # nothing to do, or nothing that this version may touch
         _repair_manifest(log)
-        _repair_segments(log)
+        _repair_segments(log, {finding.where for finding in verify_session(log) if finding.severity == "damage"})
         _repair_shards(log)
         left = {(finding.what, finding.where, finding.seqs) for finding in verify_session(log)}
     return [replace(finding, repaired=(finding.what, finding.where, finding.seqs) not in left) for finding in found]
@@ -83,6 +83,7 @@ def _with_facts_of(damaged: bytes, rebuilt: Manifest, *, empty: bool) -> Manifes
     )
     rebuilt = replace(
         rebuilt,
+        birth=birth.decode() if len(birth := facts.get(b"birth", b"")) == 32 else rebuilt.birth,
         durability=durability,
         archived=facts.get(b"archived") == b"true",
         created_at=created_at or rebuilt.created_at,
@@ -166,9 +167,12 @@ def _was_deleted(log: SessionLog, manifest: Manifest) -> bool:
 # ------------------------------------------------------------------ segments
 
 
-def _repair_segments(log: SessionLog) -> None:
+def _repair_segments(log: SessionLog, damaged: set[str]) -> None:
     seen, manifest = log.glance()
-    segments = tuple(_mended(log, manifest, segment) for segment in manifest.segments)
+    segments = tuple(
+        _mended(log, manifest, segment) if log.keys.segment(segment) in damaged else segment
+        for segment in manifest.segments
+    )
     if segments != manifest.segments:
         changed = successor(manifest, new_nonce(), segments=segments)
         if not log.backend.replace(log.keys.manifest, encode_manifest(changed), seen):
@@ -177,11 +181,9 @@ def _repair_segments(log: SessionLog) -> None:
 
 
 def _mended(log: SessionLog, manifest: Manifest, segment: SegmentRef) -> SegmentRef:
-    """Return `segment` if all of it reads back, else a new one with what can be rescued."""
+    """Return a new segment with what can be rescued of a damaged one."""
     name = segment_name(segment)
     data = log.backend.read(f"{log.keys.segments}/{name}")
-    if data is not None and not any(f.where.endswith(name) and f.severity == "damage" for f in verify_session(log)):
-        return segment
     count = segment.last - segment.first + 1
     shards: list[bytes | None] = [None] * count
     if data is not None:
@@ -285,8 +287,7 @@ def _write(log: SessionLog, first: int, shards: list[bytes | None], generation: 
 
 
 def _lost() -> bytes:
-    header = Header(FORMAT, "control", LOST, now_ms(), None, None, new_nonce(), 0)
-    return encode_header(header, b"")
+    return control_shard(LOST, new_nonce(), now_ms())
 
 
 # ------------------------------------------------------------------ shards

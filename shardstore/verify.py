@@ -25,7 +25,7 @@ from shardstore.manifest import Manifest, SegmentRef
 from shardstore.record import Header, counts_as_turn, decode_shard
 from shardstore.segment import KEY_PAIRS, TRAILER_BYTES, TURN_FLAG, IndexEntry, check_trailer, key_hash, kind_of, span
 
-__all__ = ["Finding", "verify_session"]
+__all__ = ["Finding", "verify_session", "walk_segment"]
 
 READ_BYTES = 8 << 20
 _KNOWN = {"manifest.json", "head", SHARDS, SEGMENTS, DAMAGED}
@@ -158,13 +158,13 @@ def walk_segment(log: SessionLog, segment: SegmentRef, seq: int) -> Iterator[tup
             for entry in entries[begin:end]:
                 offset, length = span(entry)
                 shard = data[offset - origin : offset - origin + length]
-                header = check_record(entry, shard)
+                header = _check_record(entry, shard)
                 yield seq, shard if header is not None else None, header
                 seq += 1
             begin = end
 
 
-def check_record(entry: IndexEntry, shard: bytes) -> Header | None:
+def _check_record(entry: IndexEntry, shard: bytes) -> Header | None:
     """Return the header if the shard is whole and is what its index entry says."""
     try:
         header, _, header_length = decode_shard(shard, what="")

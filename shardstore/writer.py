@@ -30,9 +30,9 @@ from shardstore.judge import Judge
 from shardstore.log import HOLES_MAX, LOOKS_MAX, SessionLog, Vanished
 from shardstore.manifest import Durability, Manifest, encode_manifest, successor
 from shardstore.reader import Reader
-from shardstore.record import DELETE, FORMAT, LOST, Header, Kind, Receipt, counts_as_turn, encode_header
+from shardstore.record import DELETE, FORMAT, LOST, Header, Kind, Receipt, control_shard, counts_as_turn, encode_header
 
-__all__ = ["Writer", "bear", "new_nonce", "now_ms"]
+__all__ = ["Writer", "bear", "lost_draft", "new_nonce", "now_ms"]
 
 ATTEMPTS_MAX = 1_000_000  # slots tried by one append before it calls the session unavailable
 
@@ -114,6 +114,9 @@ class Writer:
                 seq = self._append(draft, header.nonce, head)
                 return Receipt(self._log.id, seq, header.nonce, at_ms, base)
             return self._append_if(draft, header, payload, since)
+        except (NotFound, Unavailable):
+            self._head = -1  # perhaps a folder was removed: begin the next append with a look
+            raise
         finally:
             draft.close()
 
@@ -170,7 +173,7 @@ class Writer:
     # -------------------------------------------------------------- slots
 
     def _append(self, draft: Draft, nonce: str, head: int, *, deleting: bool = False) -> int:
-        seq = (self._hinted(head) if self._contended else head) + 1
+        seq = (self._log.hinted(head) if self._contended else head) + 1
         self._contended = False
         for _ in range(ATTEMPTS_MAX):
             if not self._create(seq, draft, nonce):
@@ -201,9 +204,6 @@ class Writer:
         draft.visible = partial(self._note, seq)
         try:
             return self._backend.create(self._log.keys.shard(seq), draft, sync=self._sync)
-        except Unavailable:
-            self._head = -1  # perhaps a folder was removed: begin the next append with a look
-            raise
         except OutcomeUnknown as error:
             raise OutcomeUnknown(
                 describe("a record is visible, but perhaps not durable", seq=seq, nonce=nonce, reason=str(error)),
@@ -216,20 +216,11 @@ class Writer:
             self._head = seq
         self._backend.advise(self._log.keys.folder, seq)
 
-    def _hinted(self, seen: int) -> int:
-        hint = self._backend.hint(self._log.keys.folder)
-        return hint if hint > seen and self._log.has_shard(hint) else seen
-
     def _beyond(self, seen: int) -> int:
         """Return a slot above `seen` (a shard, or the watermark) whose predecessor was seen."""
         head = self._head
-        known = self._hinted(head if head > seen and self._log.has_shard(head) else seen)
-        if known == seen:
-            step = 1
-            while self._log.has_shard(known + step):
-                known += step
-                step *= 2
-        return known + 1
+        known = self._log.hinted(head if head > seen and self._log.has_shard(head) else seen)
+        return (self._log.gallop(known) if known == seen else known) + 1
 
     def _settle(self, seq: int, nonce: str, *, deleting: bool) -> int | None:
         """Look whether the record just created at `seq` is committed: None if so, else the watermark above it."""
@@ -237,7 +228,9 @@ class Writer:
             for _ in range(LOOKS_MAX):
                 manifest = self._log.glance()[1] if deleting else self._log.look()
                 if manifest.birth != self._born:
-                    self._begin(manifest)  # another session by now: the record is its, above whatever it had
+                    self._begin(manifest)  # closes the gap below the record, which is in another session now
+                    why = "the session was removed and born again under this handle"
+                    raise OutcomeUnknown(describe(why, seq=seq, nonce=nonce), seq=seq, nonce=nonce)
                 if manifest.watermark < seq:
                     self._committed(seq, manifest.watermark)
                     return None
@@ -306,10 +299,10 @@ class Writer:
         if manifest.state == "deleted":
             return
         head = self._begin(manifest)
-        header = Header(FORMAT, "control", DELETE, now_ms(), None, None, new_nonce(), 0)
-        draft = Draft((encode_header(header, b""), b""))
+        nonce = new_nonce()
+        draft = Draft((control_shard(DELETE, nonce, now_ms()),))
         try:
-            end = self._append(draft, header.nonce, head, deleting=True)
+            end = self._append(draft, nonce, head, deleting=True)
         finally:
             draft.close()
         seen, manifest = self._log.glance()
@@ -335,5 +328,4 @@ class Writer:
 
 def lost_draft() -> Draft:
     """Return a fresh control record `lost`: a seq that is spent, its content gone."""
-    header = Header(FORMAT, "control", LOST, now_ms(), None, None, new_nonce(), 0)
-    return Draft((encode_header(header, b""), b""))
+    return Draft((control_shard(LOST, new_nonce(), now_ms()),))

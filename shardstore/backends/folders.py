@@ -30,17 +30,16 @@ class Folders:
 
     def kept(self, prefix: str) -> Folder | None:
         """Return the folder if it is held."""
-        return self._held.get(prefix)
+        folder = self._held.get(prefix)
+        if folder is not None:
+            folder.used = True
+        return folder
 
     def get(self, prefix: str) -> Folder:
         """Return the folder, opened if need be; raises FileNotFoundError if there is none."""
         if not prefix:
             return self.root
-        folder = self._held.get(prefix)
-        if folder is None:
-            return self._open(prefix)
-        folder.used = True
-        return folder
+        return self.kept(prefix) or self._open(prefix)
 
     def _open(self, prefix: str) -> Folder:
         parent, _, name = prefix.rpartition("/")

@@ -45,4 +45,4 @@ class GroupSync:
             except OSError as error:
                 self._failure = (error.errno, str(error.strerror))
                 raise
-            self._covered = upto
+            self._covered = max(self._covered, upto)

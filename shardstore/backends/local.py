@@ -134,9 +134,9 @@ class LocalBackend:
             folder = self._folders.get("/".join(parts[:depth]))
             folder.group.sync()
         root = self._folders.root
+        root.group.sync()
         if root.settled:
             return
-        root.group.sync()
         path = self.root
         while (above := os.path.dirname(path)) != path:
             path = above
@@ -204,26 +204,24 @@ class LocalBackend:
         """See Backend. Uses a descriptor of its own: listings on one description would share their position."""
         try:
             names = self._names(prefix)
-        except FileNotFoundError:
-            names = self._names_again(prefix)
         except OSError as error:
             raise _unavailable(error, "list", prefix) from error
         return (name for name in names if name > after) if after else iter(names)
 
-    def _names_again(self, prefix: str) -> Iterable[str]:
-        """List a folder that is not there once more if only our descriptor of it is dead."""
-        try:
-            return self._names(prefix) if self._folders.drop_removed(prefix) else ()
-        except FileNotFoundError:
-            return ()
-
     def _names(self, prefix: str) -> Iterable[str]:
-        folder = self._folders.get(prefix)
-        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder.fd)
-        try:
-            return os.listdir(fd)
-        finally:
-            os.close(fd)
+        for _ in range(2):  # again if only our descriptor of the folder was dead
+            try:
+                folder = self._folders.get(prefix)
+                fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder.fd)
+            except FileNotFoundError:
+                if not self._folders.drop_removed(prefix):
+                    break
+                continue
+            try:
+                return os.listdir(fd)
+            finally:
+                os.close(fd)
+        return ()
 
     def delete(self, key: str) -> None:
         """See Backend."""

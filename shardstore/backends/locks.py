@@ -18,7 +18,7 @@ from contextlib import contextmanager
 __all__ = ["hold"]
 
 _RETRY_S = 0.01
-_guard = threading.Lock()
+_guard = threading.RLock()  # a signal handler may come here in the middle of it
 
 
 class _Hold:

@@ -22,7 +22,13 @@ from dataclasses import dataclass
 
 from shardstore.demo.transcript import role_of
 
-__all__ = ["EmbeddedAttemptSessionTakeoverError", "FencedAttempt", "SessionWriteLockTimeoutError", "append_locked"]
+__all__ = [
+    "EmbeddedAttemptSessionTakeoverError",
+    "FencedAttempt",
+    "Fingerprint",
+    "SessionWriteLockTimeoutError",
+    "append_locked",
+]
 
 LOCK_TIMEOUT_S = 60.0
 LOCK_POLL_S = 0.002

@@ -16,7 +16,7 @@ from shardstore.demo.schedule import Lane, TimedTurn
 from shardstore.demo.sides import Side, open_side
 from shardstore.demo.transcript import Reply
 
-__all__ = ["READY", "Event", "run_lane"]
+__all__ = ["READY", "Event", "model", "run_lane"]
 
 READY = "ready"
 COMPACT_EVERY_CALLS = 0.4  # the compactor rests for this part of a model call
