@@ -2,7 +2,7 @@
 
 Rule: only evidence is judged. `catch_up` reads on to the end as every reader does, so what it has judged is settled
 for good and may be remembered; a verdict holds for the one slot right after it.
-Strategy: what was compacted when judging began is asked from the segments' footers (key hashes, kinds); everything
+Strategy: what has been compacted is asked from the segments' footers (key hashes, kinds); everything
 later was read record by record and is remembered as the seq of each key and the last turn.
 """
 
@@ -60,10 +60,14 @@ class Judge:
         return Verdict(known.reached, key_at, turn_at)
 
     def _catch_up(self, known: _Known) -> _Known:
-        """Read on to the end. What has been compacted past it is asked from footers, so memory holds the tail alone."""
+        """Read on to the end. What has been compacted is asked from footers, so memory holds the tail alone."""
         manifest = self._log.look()
-        if manifest.birth != known.born or manifest.watermark > known.reached:
-            known = _Known(manifest.birth, manifest.watermark, manifest.watermark, {}, 0)
+        watermark = manifest.watermark
+        if manifest.birth != known.born:
+            known = _Known(manifest.birth, watermark, watermark, {}, 0)
+        elif watermark > known.floor:  # a new dict: another thread may be reading the old one
+            tail = {key: seq for key, seq in known.keys.items() if seq > watermark}
+            known = known._replace(floor=watermark, reached=max(known.reached, watermark), keys=tail)
         keys, reached, last_turn = known.keys, known.reached, known.last_turn
         for block in self._reader.blocks(reached + 1, holes=False):
             for record in block.records():

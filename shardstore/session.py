@@ -308,7 +308,8 @@ class Session:
     def delete(self) -> None:
         """Delete the session and its bytes for good; its id answers Deleted from now on and is never used again.
 
-        Repeating it after a crash goes on where it stopped.
+        Repeating it after a crash goes on where it stopped. It needs room for one manifest: on a disk without a single
+        free block it is Unavailable, and nothing changes.
         """
         self._writer.delete()
         with self._log.backend.exclusive(self._log.keys.folder) as held:

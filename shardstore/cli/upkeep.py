@@ -27,7 +27,7 @@ def compact(settings: Settings, session_id: str | None, watch: bool, interval_s:
     Nobody waits for it: writers append and readers read meanwhile, and killing it at any moment leaves a correct
     store. A session that another process is compacting is passed over. Long-lived writers compact by themselves;
     --watch is for those who would rather have a process for it. Without SESSION: every session; one that can't be
-    compacted is told at the end, with exit code 1.
+    compacted is told at the end, with exit code 1; --watch tells it and goes on.
 
     \b
     Examples:  shardstore compact
@@ -41,10 +41,8 @@ def compact(settings: Settings, session_id: str | None, watch: bool, interval_s:
                 else:
                     reports = [store.session(session_id, create=False).compact(on_progress=advance)]
             _print_compactions(reports, quiet=watch, as_json=as_json)
-            if any(report.error for report in reports):
-                click.get_current_context().exit(EXIT_FAILED)
             if not watch:
-                return
+                click.get_current_context().exit(EXIT_FAILED if any(report.error for report in reports) else 0)
             flush()
             time.sleep(interval_s)
 
