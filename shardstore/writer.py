@@ -118,7 +118,8 @@ class Writer:
             self._head = -1  # perhaps a folder was removed: begin the next append with a look
             raise
         finally:
-            draft.close()
+            if draft.staged is not None:
+                draft.close()
 
     # -------------------------------------------------------------- start
 

@@ -55,7 +55,8 @@ FIELDS = {
 def sealed(header: object, payload: bytes) -> bytes:
     """Return a shard with this JSON value for a header and a checksum that is right."""
     body = json.dumps(header).encode()[:-1]
-    return body + b',"crc32":"%08x"}\n' % zlib.crc32(payload, zlib.crc32(body)) + payload
+    checked = zlib.crc32(zlib.crc32(payload).to_bytes(4, "little"), zlib.crc32(body))
+    return body + b',"crc32":"%08x"}\n' % checked + payload
 
 
 def shard_of(header: Header, payload: bytes) -> bytes:
@@ -130,7 +131,8 @@ def test_header_that_is_no_object(header: object) -> None:
 def test_deeply_nested_header() -> None:
     """Nesting far beyond any parser's stack is Corrupt, not a crash."""
     body = b'{"shardstore":1,"kind":' + b"[" * 7000 + b"]" * 7000
-    assert outcome(body + b',"crc32":"%08x"}\n' % zlib.crc32(body)) == "corrupt"
+    checked = zlib.crc32(bytes(4), zlib.crc32(body))
+    assert outcome(body + b',"crc32":"%08x"}\n' % checked) == "corrupt"
 
 
 def test_every_flipped_bit_is_noticed() -> None:

@@ -8,6 +8,7 @@ drawn so far, and the others find theirs covered. A lone caller pays two unconte
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 from shardstore.forksafe import ForkSafeLock
 
@@ -20,8 +21,8 @@ class GroupSync:
     def __init__(self, flush: Callable[[], None]) -> None:
         self._flush = flush
         self._queue = ForkSafeLock()
-        self._count = ForkSafeLock()
-        self._drawn = 0
+        self._tickets = count(1)
+        self._drawn = 0  # a ticket that was drawn, not always the latest: a flush may cover more than it claims
         self._covered = 0
         self._failure: tuple[int | None, str] | None = None
 
@@ -31,15 +32,13 @@ class GroupSync:
         After a failure nothing is flushed again and everybody who comes fails too: the kernel reports a lost write
         once, and a second flush of the same descriptor would succeed without having saved it.
         """
-        with self._count.lock:
-            self._drawn += 1
-            ticket = self._drawn
+        ticket = self._drawn = next(self._tickets)
         with self._queue.lock:
             if self._covered >= ticket:
                 return
             if self._failure is not None:
                 raise OSError(*self._failure)
-            upto = self._drawn
+            upto = max(self._drawn, ticket)
             try:
                 self._flush()
             except OSError as error:

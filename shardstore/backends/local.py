@@ -161,6 +161,8 @@ class LocalBackend:
             if length == 0:
                 os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
                 return b""
+            if start == 0 and length is None:
+                return syscalls.read_file(name, folder.fd)
             fd = syscalls.open_regular(name, folder.fd)
             try:
                 return syscalls.read_range(fd, start, length)
@@ -226,9 +228,13 @@ class LocalBackend:
     def delete(self, key: str) -> None:
         """See Backend."""
         prefix, _, name = key.rpartition("/")
-        with _translated("delete", key), suppress(FileNotFoundError):
+        try:
             folder = self._folders.get(prefix)
             os.unlink(name, dir_fd=folder.fd)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unavailable(error, "delete", key) from error
 
     def replace(self, key: str, data: bytes, expected: Seen) -> bool:
         """See Backend. Compare and rename happen under the folder's lock, which is what makes them one step."""
@@ -312,9 +318,11 @@ class LocalBackend:
     def advise(self, prefix: str, seq: int) -> None:
         """See Backend. Nothing depends on it, so a full disk is no reason to fail an append that is committed."""
         folder = self._hinting(prefix, os.O_CREAT)
-        if folder is not None:
-            with suppress(OSError):
+        try:
+            if folder is not None:
                 os.pwrite(folder.hint_fd, _HINT.pack(seq), 0)
+        except OSError:
+            return
 
     def _hinting(self, prefix: str, create: int) -> Folder | None:
         """Return the folder with its hint open; None if there is none to be had."""

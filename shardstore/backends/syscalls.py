@@ -25,6 +25,7 @@ __all__ = [
     "open_named",
     "open_regular",
     "open_unnamed",
+    "read_file",
     "read_range",
     "spread_children",
     "supports_unnamed",
@@ -34,6 +35,7 @@ __all__ = [
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+SMALL_BYTES = 8192  # more than nine of ten records need
 _UNNAMED = getattr(os, "O_TMPFILE", 0)
 _NO_UNNAMED = (  # not there, or nothing can be made there now: whoever writes is told by the attempt
     *(errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT),
@@ -66,18 +68,46 @@ def make_folder(name: str, parent: int) -> None:
         return
 
 
-def open_regular(name: str, folder: int) -> int:
-    """Open a regular file for reading; anything else in its place raises ForeignObjectError."""
+def _open_to_read(name: str, folder: int) -> int:
     try:
-        fd = os.open(name, _READ_FLAGS, dir_fd=folder)
+        return os.open(name, _READ_FLAGS, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise ForeignObjectError(error.errno, "not a regular file", name) from error
         raise
+
+
+def open_regular(name: str, folder: int) -> int:
+    """Open a regular file for reading; anything else in its place raises ForeignObjectError."""
+    fd = _open_to_read(name, folder)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise ForeignObjectError(errno.EINVAL, "not a regular file", name)
     return fd
+
+
+def read_file(name: str, folder: int) -> bytes:
+    """Read a whole regular file; anything else in its place raises ForeignObjectError.
+
+    Most are small: two reads, of which the second finds the end, cost less than two calls of fstat and one read.
+    """
+    fd = _open_to_read(name, folder)
+    try:
+        try:
+            data = os.pread(fd, SMALL_BYTES, 0)
+        except OSError as error:
+            if error.errno in (errno.ESPIPE, errno.EISDIR):
+                raise ForeignObjectError(error.errno, "not a regular file", name) from error
+            raise
+        if len(data) == SMALL_BYTES:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ForeignObjectError(errno.EINVAL, "not a regular file", name)
+            return data + read_range(fd, SMALL_BYTES, None)
+        while more := os.pread(fd, SMALL_BYTES, len(data)):  # a short read is not the end, an empty one is
+            data += more
+        return data
+    finally:
+        os.close(fd)
 
 
 def read_range(fd: int, start: int, length: int | None) -> bytes:
@@ -161,8 +191,9 @@ else:
 def spread_children(folder: int) -> bool:
     """Ask ext4 to spread the folders made in `folder` over the disk (chattr +T); say whether it could be asked.
 
-    ext4 makes file creation 5 to 30 times slower for minutes in a block group where many files were just deleted,
-    which is what compaction does; sessions spread over block groups do not suffer from each other.
+    ext4 without a journal makes file creation 5 to 30 times slower for minutes in a block group where many files were
+    just deleted, which is what compaction does; sessions spread over block groups do not suffer from each other (39
+    instead of 215 us an append over 12 cycles of append and compact, 2026-11-21). With a journal nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False
