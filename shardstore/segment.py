@@ -18,13 +18,14 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import accumulate
 from operator import add, itemgetter
 from typing import TypeAlias
 
 from shardstore.errors import Corrupt, UnsupportedFormat, describe
 from shardstore.manifest import SegmentRef
-from shardstore.record import FORMAT, KINDS, Header, counts_as_turn
+from shardstore.record import FORMAT, KINDS, Header, Kind, counts_as_turn
 
 __all__ = [
     "INDEX_ENTRIES",
@@ -82,6 +83,11 @@ def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
+@lru_cache(maxsize=1024)
+def _flags_of(kind: Kind, source: str) -> int:
+    return KINDS.index(kind) | (TURN_FLAG if counts_as_turn(kind, source) else 0)
+
+
 class SegmentIndex:
     """Collects the index of a segment while its records are written, then renders the footer."""
 
@@ -98,7 +104,7 @@ class SegmentIndex:
 
     def add(self, header: Header, header_length: int, payload: bytes, payload_crc32: int | None = None) -> None:
         """Append the next record: `header_length` and `payload` are what the data holds."""
-        flags = KINDS.index(header.kind) | (TURN_FLAG if counts_as_turn(header.kind, header.source) else 0)
+        flags = _flags_of(header.kind, header.source)
         if header.key is not None:
             self._pairs.append((key_hash(header.key), self.first + len(self._entries)))
         lines = payload.count(b"\n") + (payload[-1:] != b"\n" and payload != b"")
@@ -114,8 +120,7 @@ class SegmentIndex:
         self._pairs.append((hash_, seq))
 
     def _push(self, payload_length: int, header_length: int, crc: int, flags: int, lines: int) -> None:
-        entry = _ENTRY.pack(self.data, payload_length, header_length, crc, flags, min(lines, 0xFFFFFFFF))
-        self._entries.append(entry)
+        self._entries.append(_ENTRY.pack(self.data, payload_length, header_length, crc, flags, lines))
         self.data += header_length + payload_length
 
     def footer(self) -> Iterator[bytes]:

@@ -174,7 +174,8 @@ class Writer:
     # -------------------------------------------------------------- slots
 
     def _append(self, draft: Draft, nonce: str, head: int, *, deleting: bool = False) -> int:
-        seq = (self._log.hinted(head) if self._contended else head) + 1
+        self._backend.stage(self._log.keys.shards, draft, sync=self._sync)  # which takes long: choose a slot afterwards
+        seq = (self._log.hinted(max(head, self._head)) if self._contended else head) + 1
         self._contended = False
         for _ in range(ATTEMPTS_MAX):
             if not self._create(seq, draft, nonce):

@@ -4,7 +4,8 @@ Verbs: `create` (put if absent, atomic), `read`, `list`, `delete`, `replace` (co
 `look` is the conditional form of `read`, apart because every append and every read ends with one and most of them
 must not transfer anything. The services are no verbs, because a backend in which each does nothing is correct:
 `hint`/`advise` (a guess that is always verified), `exclusive` (spares compactors wasted work where `replace` is a real
-compare-and-swap; locally it *is* what makes `replace` one), `settle` (nothing is buffered), `watch_paths` (poll).
+compare-and-swap; locally it *is* what makes `replace` one), `stage` (`create` does it), `settle` (nothing is buffered),
+`watch_paths` (poll).
 
 Rule: backend exceptions never leave this floor; what the environment refuses is `Unavailable`, with nothing created,
 or `OutcomeUnknown` once the object may have become visible. A lost race is `False`.
@@ -86,6 +87,9 @@ class Backend(Protocol):
 
     def exclusive(self, prefix: str, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
         """Hold the right to compact `prefix`; the value says whether it was to be had within `wait_s` seconds."""
+
+    def stage(self, prefix: str, draft: Draft, *, sync: bool) -> None:
+        """Bring the draft's bytes to where `create` under `prefix` only has to give them a name. Raises Unavailable."""
 
     def settle(self, prefix: str) -> None:
         """Return once every object that was visible under `prefix` before the call survives a power loss."""

@@ -79,12 +79,11 @@ class LocalBackend:
     def create(self, key: str, draft: Draft, *, sync: bool) -> bool:
         """See Backend."""
         prefix, _, name = key.rpartition("/")
+        if draft.staged is None:
+            self.stage(prefix, draft, sync=sync)
+        staged = draft.staged
+        assert isinstance(staged, Temp)
         try:
-            staged = draft.staged
-            if staged is None:
-                folder = self._folders.kept(prefix) or self._folders.make(prefix)
-                staged = draft.staged = self._stage(folder, draft, sync)
-            assert isinstance(staged, Temp)
             if not staged.link(name):
                 return False
         except OSError as error:
@@ -111,21 +110,6 @@ class LocalBackend:
             raise OutcomeUnknown(
                 describe("the object is visible, but could not be made durable", key=key, reason=str(error))
             ) from error
-
-    def _stage(self, folder: Folder, draft: Draft, sync: bool) -> Temp:
-        temp = Temp(folder, unnamed=self._unnamed and not sync)
-        try:
-            if type(draft.parts) is tuple:
-                syscalls.write_parts(temp.fd, draft.parts)
-            else:
-                for part in draft.parts:
-                    syscalls.write_all(temp.fd, part)
-            if sync:
-                syscalls.flush_data(temp.fd)
-        except BaseException:
-            temp.close()
-            raise
-        return temp
 
     def _sync_above(self, prefix: str) -> None:
         """Flush every folder above `prefix`, up to the filesystem's root, whoever made them; outside the store once."""
@@ -291,6 +275,25 @@ class LocalBackend:
                 self._locked[owner] = os.getpid()
                 stack.callback(self._locked.pop, owner, None)
             yield held
+
+    def stage(self, prefix: str, draft: Draft, *, sync: bool) -> None:
+        """See Backend."""
+        try:
+            folder = self._folders.kept(prefix) or self._folders.make(prefix)
+            temp = draft.staged = Temp(folder, unnamed=self._unnamed and not sync)
+            if type(draft.parts) is tuple:
+                syscalls.write_parts(temp.fd, draft.parts)
+            else:
+                for part in draft.parts:
+                    syscalls.write_all(temp.fd, part)
+            if sync:
+                syscalls.flush_data(temp.fd)
+        except OSError as error:
+            draft.close()
+            raise self._refusal(error, "create", f"{prefix}/") from error
+        except BaseException:
+            draft.close()
+            raise
 
     def settle(self, prefix: str) -> None:
         """See Backend."""

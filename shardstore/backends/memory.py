@@ -82,6 +82,9 @@ class MemoryBackend:
                 with self._lock.lock:
                     self._holders.pop(prefix, None)
 
+    def stage(self, prefix: str, draft: Draft, *, sync: bool) -> None:
+        """There is nothing that could be done beforehand."""
+
     def settle(self, prefix: str) -> None:
         """Nothing is buffered."""
 
