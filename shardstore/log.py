@@ -26,8 +26,9 @@ from shardstore.segment import (
     span,
 )
 
-__all__ = ["HOLES_MAX", "LOOKS_MAX", "SessionLog", "Vanished", "segment_of"]
+__all__ = ["DELETED", "HOLES_MAX", "LOOKS_MAX", "SessionLog", "Vanished", "segment_of"]
 
+DELETED = "session was deleted; its id is never used again"
 PAGES_AT_ONCE = 32  # index pages in one read, 128 KiB
 PAGES_KEPT = 16  # index pages remembered per handle, half a megabyte
 HOLES_MAX = 65_536  # a power loss leaves no more holes than there were writers; a wider gap is somebody's junk
@@ -70,7 +71,7 @@ class SessionLog:
         """Look at the manifest; raises Deleted once a deletion has begun, and whatever `glance` raises."""
         manifest = self.glance()[1]
         if manifest.state != "open":
-            raise Deleted(describe("session was deleted; its id is never used again", session=self.id))
+            raise Deleted(describe(DELETED, session=self.id))
         return manifest
 
     def look_after_vanishing(self, segment: SegmentRef) -> Manifest:

@@ -22,12 +22,13 @@ from shardstore.errors import (
     InvalidRequest,
     NotFound,
     OutcomeUnknown,
+    ShardstoreError,
     Unavailable,
     UnsupportedFormat,
     describe,
 )
 from shardstore.judge import Judge
-from shardstore.log import HOLES_MAX, LOOKS_MAX, SessionLog, Vanished
+from shardstore.log import DELETED, HOLES_MAX, LOOKS_MAX, SessionLog, Vanished
 from shardstore.manifest import Durability, Manifest, encode_manifest, successor
 from shardstore.reader import Reader
 from shardstore.record import DELETE, FORMAT, LOST, Header, Kind, Receipt, control_shard, counts_as_turn, encode_header
@@ -114,8 +115,10 @@ class Writer:
                 seq = self._append(draft, header.nonce, head)
                 return Receipt(self._log.id, seq, header.nonce, at_ms, base)
             return self._append_if(draft, header, payload, since)
-        except (NotFound, Unavailable):
+        except (NotFound, Unavailable) as error:
             self._head = -1  # perhaps a folder was removed: begin the next append with a look
+            if self._deleted():  # its sweep takes unfinished files too
+                raise Deleted(describe(DELETED, session=self._log.id)) from error
             raise
         finally:
             if draft.staged is not None:
@@ -255,6 +258,12 @@ class Writer:
                 nonce=nonce,
             ) from error
         raise OutcomeUnknown(describe("looked too often", seq=seq, nonce=nonce), seq=seq, nonce=nonce)
+
+    def _deleted(self) -> bool:
+        try:
+            return self._log.glance()[1].state != "open"
+        except ShardstoreError:
+            return False  # the error that led here says more
 
     def _withdraw(self, seq: int) -> None:
         """Leave nothing of ours in a session that was deleted meanwhile; nobody can read it, so nobody misses it."""
