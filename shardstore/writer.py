@@ -35,6 +35,7 @@ from shardstore.record import DELETE, FORMAT, LOST, Header, Kind, Receipt, contr
 
 __all__ = ["Writer", "bear", "lost_draft", "new_nonce", "now_ms"]
 
+NEAR_MISSES = 4  # lost races after which the head is looked for
 ATTEMPTS_MAX = 1_000_000  # slots tried by one append before it calls the session unavailable
 
 
@@ -178,17 +179,20 @@ class Writer:
 
     def _append(self, draft: Draft, nonce: str, head: int, *, deleting: bool = False) -> int:
         self._backend.stage(self._log.keys.shards, draft, sync=self._sync)  # which takes long: choose a slot afterwards
-        seq = (self._log.hinted(max(head, self._head)) if self._contended else head) + 1
-        self._contended = False
-        for _ in range(ATTEMPTS_MAX):
+        if self._contended:  # others append too: begin where they are, for as long as they are ahead
+            known = self._log.hinted(head)
+            self._contended = known != head
+            head = known
+        seq = head + 1
+        for attempt in range(ATTEMPTS_MAX):
             if not self._create(seq, draft, nonce):
                 self._contended = True
-                seq = self._beyond(seq)
+                seq = self._beyond(seq, far=attempt >= NEAR_MISSES)
                 continue
             ghost_below = self._settle(seq, nonce, deleting=deleting)
             if ghost_below is None:
                 return seq
-            seq = self._beyond(ghost_below)
+            seq = self._beyond(ghost_below, far=True)
         raise Unavailable(describe("lost every race for a slot", session=self._log.id, attempts=ATTEMPTS_MAX))
 
     def _append_if(self, draft: Draft, header: Header, payload: bytes, since: int | None) -> Receipt:
@@ -221,11 +225,15 @@ class Writer:
             self._head = seq
         self._backend.advise(self._log.keys.folder, seq)
 
-    def _beyond(self, seen: int) -> int:
-        """Return a slot above `seen` (a shard, or the watermark) whose predecessor was seen."""
+    def _beyond(self, seen: int, *, far: bool) -> int:
+        """Return a slot above `seen` (a shard, or the watermark) whose predecessor was seen.
+
+        A race that was lost by a hair is gone on with at the very next slot: asking whether it is free would cost as
+        much as trying to take it. Without a hint, a head that is `far` is found by probing.
+        """
         head = self._head
         known = self._log.hinted(head if head > seen and self._log.has_shard(head) else seen)
-        return (self._log.gallop(known) if known == seen else known) + 1
+        return (self._log.gallop(known) if far and known == seen else known) + 1
 
     def _settle(self, seq: int, nonce: str, *, deleting: bool) -> int | None:
         """Look whether the record just created at `seq` is committed: None if so, else the watermark above it."""

@@ -7,8 +7,6 @@ from under a call that is running in another thread.
 from __future__ import annotations
 
 import os
-import secrets
-from contextlib import suppress
 
 from shardstore.backends import syscalls
 from shardstore.backends.base import Seen
@@ -59,7 +57,7 @@ class Temp:
 
     def __init__(self, folder: Folder, *, unnamed: bool) -> None:
         self.folder = folder
-        self.name = "" if unnamed else f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        self.name = "" if unnamed else f"{TEMP_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
         self.fd = syscalls.open_unnamed(folder.fd) if unnamed else syscalls.open_named(self.name, folder.fd)
 
     def link(self, name: str) -> bool:
@@ -83,5 +81,7 @@ class Temp:
         if fd >= 0:
             os.close(fd)
         if self.name:
-            with suppress(OSError):
+            try:
                 os.unlink(self.name, dir_fd=self.folder.fd)
+            except OSError:
+                return
