@@ -58,7 +58,7 @@ def _filesystem(path: str) -> str:
 
 def _circumstances(path: str) -> dict[str, str]:
     return {
-        "command": " ".join(sys.argv),
+        "command": " ".join(["python -m benchmarks.bars", *_words()]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} CPUs",
         "filesystem": _filesystem(path),
@@ -67,6 +67,15 @@ def _circumstances(path: str) -> dict[str, str]:
         "orjson": orjson.__version__,
         "sqlite": sqlite3.sqlite_version,
     }
+
+
+def _words() -> list[str]:
+    """Return the command line without the folder, which is of no use elsewhere."""
+    words = sys.argv[1:]
+    if "--dir" in words:
+        at = words.index("--dir")
+        del words[at : at + 2]
+    return words
 
 
 def _arguments() -> argparse.Namespace:

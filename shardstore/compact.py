@@ -135,9 +135,10 @@ class _Run:
     def _shards(self) -> Iterator[bytes]:
         pieces: list[bytes] = []
         size = 0
+        add = self._index.add
         for seq in range(self._index.first, self._last + 1):
-            data, header, payload, header_length, crc32 = self._read(seq)
-            self._index.add(header, header_length, payload, crc32)
+            data, opened = self._read(seq)
+            add(*opened)
             pieces.append(data)
             size += len(data)
             self.reached = seq
@@ -146,19 +147,19 @@ class _Run:
                 pieces, size = [], 0
         yield b"".join(pieces)
 
-    def _read(self, seq: int) -> tuple[bytes, Header, bytes, int, int]:
+    def _read(self, seq: int) -> tuple[bytes, tuple[Header, bytes, int, int]]:
         key = self._log.keys.shard(seq)
         data = self._log.backend.read(key)
         if data is None:
             raise Vanished(seq)
         try:
-            return (data, *open_shard(data, what=key))
+            return data, open_shard(data, what=key)
         except Corrupt:
             if self._manifest.durability == "sync":
                 raise _Torn from None
         keep_damaged(self._log, shard_name(seq), data)
         lost = control_shard(LOST, new_nonce(), now_ms())
-        return (lost, *open_shard(lost, what=key))
+        return lost, open_shard(lost, what=key)
 
 
 def create_segment(log: SessionLog, index: SegmentIndex, parts: Iterator[bytes], *, last: int, base: int) -> SegmentRef:

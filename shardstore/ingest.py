@@ -6,6 +6,7 @@ was born first, ours never was. Segments of a birth have base generation 0. Memo
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
@@ -170,7 +171,7 @@ def _batches(shards: Iterator[Shard]) -> Iterator[list[Shard]]:
 def _write(log: SessionLog, first: int, batch: list[Shard]) -> SegmentRef:
     index = SegmentIndex(first)
     for header, line, payload in batch:
-        index.add(header, len(line), payload)
+        index.add(header, payload, len(line), zlib.crc32(payload))
     parts = chain.from_iterable((line, payload) for _, line, payload in batch)
     return create_segment(log, index, _gathered(parts), last=first + len(batch) - 1, base=0)
 

@@ -178,7 +178,10 @@ def _seal_of(body: bytes, payload_crc32: int) -> int:
 
 def decode_header(line: bytes, *, what: str) -> Header:
     """Decode a header line whose checksum was verified or is verified elsewhere. Raises Corrupt, UnsupportedFormat."""
-    document = line[:-_SEAL_BYTES] + b"}"
+    return _header_of(line[:-_SEAL_BYTES] + b"}", what)
+
+
+def _header_of(document: bytes, what: str) -> Header:
     try:
         header = _header_decoder.decode(document)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -205,7 +208,7 @@ def open_shard(data: bytes, *, what: str) -> tuple[Header, bytes, int, int]:
     crc32 = zlib.crc32(payload)
     if data[end - _SEAL_BYTES : end] != _SEAL % _seal_of(data[: end - _SEAL_BYTES], crc32):
         raise Corrupt(describe("checksum of a shard does not match", what=what, bytes=len(data)))
-    header = decode_header(data[:end], what=what)
+    header = _header_of(data[:end], what)
     if header.length != len(payload):
         raise Corrupt(describe("shard has the wrong length", what=what, expected=header.length, found=len(payload)))
     return header, payload, end, crc32

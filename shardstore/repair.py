@@ -15,7 +15,16 @@ from shardstore.errors import Corrupt, NotFound, Unavailable, UnsupportedFormat,
 from shardstore.layout import SEQ_MAX, parse_segment_name, segment_name, shard_name
 from shardstore.log import HOLES_MAX, SessionLog, Vanished
 from shardstore.manifest import Durability, Manifest, SegmentRef, encode_manifest, successor
-from shardstore.record import DELETE, FORMAT, HEADER_BYTES_MAX, LOST, control_shard, decode_header, decode_shard
+from shardstore.record import (
+    DELETE,
+    FORMAT,
+    HEADER_BYTES_MAX,
+    LOST,
+    control_shard,
+    decode_header,
+    decode_shard,
+    open_shard,
+)
 from shardstore.segment import (
     INDEX_ENTRIES,
     TRAILER_BYTES,
@@ -279,8 +288,7 @@ def _write(log: SessionLog, first: int, shards: list[bytes | None], generation: 
     def parts() -> Iterator[bytes]:
         for shard in shards:
             data = shard if shard is not None and _whole(shard) is not None else _lost()
-            header, payload, header_length = decode_shard(data, what="")
-            index.add(header, header_length, payload)
+            index.add(*open_shard(data, what=""))
             yield data
 
     return create_segment(log, index, parts(), last=first + len(shards) - 1, base=generation)

@@ -102,14 +102,13 @@ class SegmentIndex:
         """Records collected so far."""
         return len(self._entries)
 
-    def add(self, header: Header, header_length: int, payload: bytes, payload_crc32: int | None = None) -> None:
-        """Append the next record: `header_length` and `payload` are what the data holds."""
+    def add(self, header: Header, payload: bytes, header_length: int, payload_crc32: int) -> None:
+        """Append the next record: the four things that `open_shard` tells of it."""
         flags = _flags_of(header.kind, header.source)
         if header.key is not None:
             self._pairs.append((key_hash(header.key), self.first + len(self._entries)))
         lines = payload.count(b"\n") + (payload[-1:] != b"\n" and payload != b"")
-        crc = zlib.crc32(payload) if payload_crc32 is None else payload_crc32
-        self._push(len(payload), header_length, crc, flags, lines)
+        self._push(len(payload), header_length, payload_crc32, flags, lines)
 
     def add_entry(self, entry: IndexEntry) -> None:
         """Append a record copied from another segment; its key, if any, comes through `add_pair`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 from shardstore.manifest import Manifest, SegmentRef, decode_manifest, encode_manifest
 from shardstore.record import Header, decode_shard, encode_header
 from shardstore.segment import SegmentIndex, check_trailer, decode_index_page, decode_key_page, decode_trailer
@@ -42,8 +44,8 @@ def test_manifest_of_format_1() -> None:
 def test_footer_of_format_1() -> None:
     """A footer of format 1 (an index page, a key page, the trailer) reads back, and is written the same today."""
     index = SegmentIndex(7)
-    index.add(HEADER, len(SHARD_1) - len(PAYLOAD), PAYLOAD)
-    index.add(Header(1, "control", "lost", 0, None, None, "n", 0), 100, b"")
+    index.add(HEADER, PAYLOAD, len(SHARD_1) - len(PAYLOAD), zlib.crc32(PAYLOAD))
+    index.add(Header(1, "control", "lost", 0, None, None, "n", 0), b"", 100, 0)
     assert b"".join(index.footer()) == FOOTER_1
     segment = index.reference(4, "000102030405060708090a0b0c0d0e0f")
     assert decode_trailer(FOOTER_1[-48:], what="golden") == (7, 2, segment.data, 1)

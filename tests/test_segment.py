@@ -43,7 +43,7 @@ def build(count: int, *, first: int = 1, key_each: int = 0, payload: bytes = b"x
         body = payload * (number % 4)
         header = Header(FORMAT, kind, "s", number, None, key, NONCE, len(body))  # type: ignore[arg-type]
         line = encode_header(header, body)
-        index.add(header, len(line), body)
+        index.add(header, body, len(line), zlib.crc32(body))
         data += line + body
     return index.reference(7, NONCE), data + b"".join(index.footer())
 

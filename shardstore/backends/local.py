@@ -141,7 +141,7 @@ class LocalBackend:
         """See Backend. A read of zero bytes is a probe: it opens nothing."""
         prefix, _, name = key.rpartition("/")
         try:
-            folder = self._folders.get(prefix)
+            folder = self._folders.kept(prefix) or self._folders.get(prefix)
             if length == 0:
                 os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
                 return b""
