@@ -118,6 +118,46 @@ def sqlite_round(path: str, synchronous: str, count: int, *, immediate: bool = F
     return answers
 
 
+def bare_member(member: int, path: str, count: int) -> dict[str, Any]:
+    """Subject: one member that makes the system calls of a durable append, and nothing else: the floor."""
+    shards = os.open(os.path.join(path, "shards"), os.O_RDONLY | os.O_DIRECTORY)
+    hint = os.open(os.path.join(path, "head"), os.O_RDWR)
+
+    def append(payload: bytes) -> None:
+        temp = f".tmp-{os.getpid()}-{os.urandom(8).hex()}"
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=shards)
+        os.writev(fd, (os.urandom(16).hex().encode(), payload))
+        os.fdatasync(fd)
+        seq = int.from_bytes(os.pread(hint, 8, 0), "little") + 1
+        while not _linked(temp, seq, shards):
+            seq = max(seq, int.from_bytes(os.pread(hint, 8, 0), "little")) + 1
+        os.pwrite(hint, seq.to_bytes(8, "little"), 0)
+        os.close(fd)
+        os.unlink(temp, dir_fd=shards)
+        os.fsync(shards)
+        os.stat(path)
+
+    return _run(member, count, append)
+
+
+def _linked(temp: str, seq: int, shards: int) -> bool:
+    try:
+        os.link(temp, f"{seq:020d}.shard", src_dir_fd=shards, dst_dir_fd=shards, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def bare_round(path: str, count: int) -> list[dict[str, Any]]:
+    """Run the crowd of bare system calls, and check that each made its files."""
+    os.mkdir(os.path.join(path, "shards"))
+    with open(os.path.join(path, "head"), "xb"):
+        pass
+    answers = fresh.crew(bare_member, MEMBERS, path=path, count=count)
+    assert len(os.listdir(os.path.join(path, "shards"))) == MEMBERS * (count + 1)
+    return answers
+
+
 def _took_us(answers: list[dict[str, Any]], count: int) -> float:
     wall: int = max(answer["end"] for answer in answers) - min(answer["start"] for answer in answers)
     return wall / (count * MEMBERS) / 1e3
@@ -130,6 +170,8 @@ def _crowd(workshop: Workshop, bar: str, durability: str, bound: float, count: i
         "sqlite": lambda path: sqlite_round(path, synchronous, count),
         "default": lambda path: shardstore_round(path, durability, count, 1024),
     }
+    if durability == "sync":
+        sides["bare"] = lambda path: bare_round(path, count)
     took: dict[str, list[float]] = {side: [] for side in sides}
     stalls: dict[str, list[float]] = {side: [] for side in sides}
     busy = dict.fromkeys(sides, 0)
@@ -143,7 +185,19 @@ def _crowd(workshop: Workshop, bar: str, durability: str, bound: float, count: i
     refused = f"busy errors: ours {busy['ours']}, sqlite {busy['sqlite']}, default {busy['default']}"
     stall = {"unit": "ms", "rule": "<", "by": "max"}
     bound_busy = 0.5 if busy["ours"] == 0 else 0.0  # a busy error misses the bar
+    floor = (
+        Row(
+            bar=f"{bar}-floor",
+            what="the bare system calls by as many fresh processes, SQLite FULL",
+            unit="us",
+            ours=took["bare"],
+            other=took["sqlite"],
+            rule=">=",
+        )
+        for _ in range("bare" in took)
+    )
     return [
+        *floor,
         Row(
             bar=bar, what=what, unit="us", ours=took["ours"], other=took["sqlite"], bound=bound, rule=">=", note=refused
         ),
