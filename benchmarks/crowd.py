@@ -182,48 +182,35 @@ def _crowd(workshop: Workshop, bar: str, durability: str, bound: float, count: i
             stalls[side].append(max(answer["longest_ms"] for answer in answers))
             busy[side] += sum(answer["busy"] for answer in answers)
     what = f"{MEMBERS} processes, {durability}, SQLite {synchronous}"
+    return _rows(bar, what, bound, took, stalls, busy)
+
+
+def _rows(
+    bar: str,
+    what: str,
+    bound: float,
+    took: dict[str, list[float]],
+    stalls: dict[str, list[float]],
+    busy: dict[str, int],
+) -> list[Row]:
     refused = f"busy errors: ours {busy['ours']}, sqlite {busy['sqlite']}, default {busy['default']}"
-    stall = {"unit": "ms", "rule": "<", "by": "max"}
     bound_busy = 0.5 if busy["ours"] == 0 else 0.0  # a busy error misses the bar
-    floor = (
-        Row(
-            bar=f"{bar}-floor",
-            what="the bare system calls by as many fresh processes, SQLite FULL",
-            unit="us",
-            ours=took["bare"],
-            other=took["sqlite"],
-            rule=">=",
-        )
-        for _ in range("bare" in took)
-    )
+
+    def speed(name: str, what: str, side: str, bound: float | None = None, note: str = "") -> Row:
+        rate = {"unit": "us", "ours": took[side], "other": took["sqlite"]}
+        return Row(bar=name, what=what, bound=bound, rule=">=", note=note, **rate)  # type: ignore[arg-type]
+
+    def stall(name: str, what: str, side: str, bound: float | None = None) -> Row:
+        longest = {"unit": "ms", "ours": stalls[side], "other": stalls["sqlite"]}
+        return Row(bar=name, what=what, bound=bound, rule="<", by="max", **longest)  # type: ignore[arg-type]
+
+    floor = "the bare system calls by as many fresh processes, against the same"
     return [
-        *floor,
-        Row(
-            bar=bar, what=what, unit="us", ours=took["ours"], other=took["sqlite"], bound=bound, rule=">=", note=refused
-        ),
-        Row(
-            bar=f"{bar}-stall",
-            what="longest stall",
-            ours=stalls["ours"],
-            other=stalls["sqlite"],
-            bound=bound_busy,
-            **stall,  # type: ignore[arg-type]
-        ),
-        Row(
-            bar=f"{bar}-default",
-            what="the same with background compaction",
-            unit="us",
-            ours=took["default"],
-            other=took["sqlite"],
-            rule=">=",
-        ),
-        Row(
-            bar=f"{bar}-default-stall",
-            what="its longest stall",
-            ours=stalls["default"],
-            other=stalls["sqlite"],
-            **stall,  # type: ignore[arg-type]
-        ),
+        *([speed(f"{bar}-floor", floor, "bare")] if "bare" in took else []),
+        speed(bar, what, "ours", bound, refused),
+        stall(f"{bar}-stall", "longest stall", "ours", bound_busy),
+        speed(f"{bar}-default", "the same with background compaction", "default"),
+        stall(f"{bar}-default-stall", "its longest stall", "default"),
     ]
 
 
