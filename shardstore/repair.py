@@ -7,6 +7,7 @@ spent as `lost`. Run it while nobody appends: it alone may replace a shard (a to
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -20,9 +21,11 @@ from shardstore.record import (
     FORMAT,
     HEADER_BYTES_MAX,
     LOST,
+    Header,
     control_shard,
     decode_header,
     decode_shard,
+    encode_header,
     open_shard,
 )
 from shardstore.segment import (
@@ -33,6 +36,7 @@ from shardstore.segment import (
     decode_index_page,
     decode_trailer,
     index_page_range,
+    kind_of,
     segment_size,
     span,
 )
@@ -225,9 +229,36 @@ def _salvaged(segment: SegmentRef, data: bytes) -> list[bytes | None]:
             continue
         out += _scanned(data[position : entries[0][0]], unknown)
         unknown = 0
-        out += [_whole(data[offset : offset + length]) for offset, length in map(span, entries)]
+        out += [_kept(entry, data) for entry in entries]
         position = sum(span(entries[-1]))
     return out + _scanned(data[position : segment.data], unknown)
+
+
+def _kept(entry: IndexEntry, data: bytes) -> bytes | None:
+    """Return a record's bytes if its payload is what the index says, under a new header if its own is damaged.
+
+    Such a record reads back in views, so it stays; its facts are those that can still be read.
+    """
+    offset, length = span(entry)
+    shard = data[offset : offset + length]
+    whole = _whole(shard)
+    head, payload = shard[: entry[2]], shard[entry[2] :]
+    if whole is not None or not payload or len(payload) != entry[1] or zlib.crc32(payload) != entry[3]:
+        return whole
+    facts = {name.decode(): value for name, value in re.findall(rb'"(\w+)":"?([^",{}]*)"?', head)}
+    at_ms, base = (int(value) if (value := facts.get(name, b"")).isdigit() else 0 for name in ("at", "base"))
+    source, key = (facts.get(name, b"").decode(errors="replace") for name in ("source", "key"))
+    header = Header(
+        FORMAT,
+        kind_of(entry[4]),
+        source or "unknown",
+        at_ms,
+        base or None,
+        key if key not in ("", "null") else None,
+        new_nonce(),
+        len(payload),
+    )
+    return encode_header(header, payload) + payload
 
 
 def _readable_pages(segment: SegmentRef, data: bytes) -> Iterator[list[IndexEntry] | None]:

@@ -70,7 +70,7 @@ def span(entry: IndexEntry) -> tuple[int, int]:
     return entry[0], entry[1] + entry[2]
 
 
-def kind_of(flags: int) -> str:
+def kind_of(flags: int) -> Kind:
     """Return the kind that an index entry's flags name. Raises Corrupt for none."""
     code = flags & 0x7F
     if code >= len(KINDS):

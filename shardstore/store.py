@@ -99,13 +99,18 @@ def _check_store_file(backend: Backend, root: str, *, create: bool) -> None:
             raise NotFound(describe("no store here", path=root))
         if strangers and backend.read(STORE_FILE) is None:
             if SESSIONS in strangers:
-                raise Corrupt(describe("store.json is missing; `shardstore.repair_store` makes it again", path=root))
+                raise Corrupt(describe("store.json is missing; `shardstore verify --repair` makes it again", path=root))
             raise InvalidRequest(
                 describe("this folder holds something else; choose an empty one", path=root, found=strangers[0])
             )
         _write_store_file(backend)
         data = backend.read(STORE_FILE) or b""
-    version = unseal(data, _StoreFile, what=STORE_FILE).shardstore
+    try:
+        version = unseal(data, _StoreFile, what=STORE_FILE).shardstore
+    except Corrupt as error:
+        raise Corrupt(
+            describe("store.json is damaged; `shardstore verify --repair` makes it again", path=root)
+        ) from error
     if version > FORMAT:
         raise UnsupportedFormat(describe("store was made by a newer shardstore; upgrade", path=root, format=version))
     if version != FORMAT:
@@ -194,8 +199,11 @@ class Store:
 
         Raises Corrupt for a session whose manifest is damaged; `verify` goes on in that case.
         """
-        for id_ in filter(self._exists, self.ids()):
-            info = self.session(id_).info()
+        for id_ in self.ids():
+            try:
+                info = self.session(id_).info()
+            except NotFound:
+                continue
             if (archived or not info.archived) and (deleted or info.state == "open"):
                 yield info
 

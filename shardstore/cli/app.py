@@ -116,8 +116,12 @@ def open_store(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code. Every error becomes one line on stderr, or none at all."""
+    sys.stdin, sys.stdout, sys.stderr = (
+        stream or open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - one that was closed before we began
+        for stream, mode in ((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w"))
+    )
     _add_commands()
-    words = None if arguments is None else list(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         # What click returns is the code of `context.exit`, and None from a command that came to its end.
         code = cli.main(args=words, prog_name="shardstore", standalone_mode=False)

@@ -168,7 +168,7 @@ def _tally_rows(tallies: dict[str, shardstore.Tally]) -> list[list[str]]:
 def _show_overlaps(description: shardstore.Description) -> None:
     """Say who wrote concurrently with whom."""
     if not description.concurrent:
-        write_line("nobody wrote without having seen what came before")
+        write_line("no lane is known to have written without having seen another lane's records")
         write_line("")
         return
     rows = [[overlap.source, f"{overlap.count:,}", overlap.other] for overlap in description.concurrent]

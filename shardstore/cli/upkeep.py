@@ -73,9 +73,10 @@ def _print_compactions(reports: list[shardstore.CompactReport], *, quiet: bool, 
 def verify(settings: Settings, session_id: str | None, repair: bool, as_json: bool) -> None:
     """Read every byte of the store, or of one session, and name every damage.
 
-    Exit code 0: every record that was acknowledged is there and is what was written. Exit code 1: damage remains.
-    Notes are no damage: files that the next compaction removes. --repair never removes a record that can still be
-    read; it puts a `lost` record where one is missing and keeps a torn file beside.
+    Exit code 0: every record that was acknowledged is there and is what was written, or was marked `lost` by an earlier
+    --repair. Exit code 1: damage remains. Notes are no damage: files that the next compaction removes. --repair never
+    removes a record that can still be read; where one can't, it puts a `lost` record in its place (`cat --records`
+    shows them) and keeps the damaged file in the session's folder `damaged`.
 
     \b
     Example:  shardstore verify && shardstore backup /mnt/backup/today
