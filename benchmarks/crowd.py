@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import count as count_from
 from typing import Any
 
 import shardstore
@@ -122,9 +123,10 @@ def bare_member(member: int, path: str, count: int) -> dict[str, Any]:
     """Subject: one member that makes the system calls of a durable append, and nothing else: the floor."""
     shards = os.open(os.path.join(path, "shards"), os.O_RDONLY | os.O_DIRECTORY)
     hint = os.open(os.path.join(path, "head"), os.O_RDWR)
+    temps = (f".tmp-{os.getpid()}-{os.urandom(8).hex()}-{number}" for number in count_from(0))
 
     def append(payload: bytes) -> None:
-        temp = f".tmp-{os.getpid()}-{os.urandom(8).hex()}"
+        temp = next(temps)
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=shards)
         os.writev(fd, (os.urandom(16).hex().encode(), payload))
         os.fdatasync(fd)

@@ -1,8 +1,8 @@
 """Bars 1 and 2: one writer, against the very same system calls made bare; bar 10: what group commit brings.
 
-Rule: the bare loop is what `strace` shows of an append, in that order. Durable: getrandom (the nonce), getpid and
-getrandom (a name), openat(O_CREAT|O_EXCL), writev, fdatasync, linkat, pwrite (the hint), close, unlinkat, fsync of the
-folder, newfstatat of the manifest. Unsynced: getrandom, openat(O_TMPFILE), writev, linkat, pwrite, close, newfstatat.
+Rule: the bare loop is what `strace` shows of an append, in that order. Durable: getrandom (the nonce),
+openat(O_CREAT|O_EXCL), writev, fdatasync, linkat, pwrite (the hint), close, unlinkat, fsync (folder), newfstatat of
+the manifest. Unsynced: getrandom, openat(O_TMPFILE), writev, linkat, pwrite, close, newfstatat.
 Change it together with the engine. Both sides lie in one store and take turns in one process, a batch at a time, so
 that whatever else the machine does falls on both.
 """
@@ -42,6 +42,7 @@ class _Bare:
         self.hint = os.open("bare-head", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self.folder)
         self.durable = durable
         self.seq = 1
+        self.temps = f".tmp-{os.getpid()}-{os.urandom(8).hex()}-"
         with open(os.path.join(folder, "shards", f"{1:020d}.shard"), "rb") as shard:
             self.header = shard.readline()
 
@@ -51,7 +52,7 @@ class _Bare:
         os.urandom(16)
         name = f"{seq:020d}.shard"
         if self.durable:
-            temp = f".tmp-{os.getpid()}-{os.urandom(8).hex()}"
+            temp = f"{self.temps}{seq}"
             fd = os.open(temp, _NAMED, 0o600, dir_fd=shards)
         else:
             fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=shards)

@@ -9,6 +9,7 @@ O(log n) times and a session has O(log n) segments; beyond MERGE_BYTES_MAX they 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -56,13 +57,18 @@ def compact(log: SessionLog, *, on_progress: Progress | None = None) -> CompactR
 
     A torn shard of a synced session stops it there, with everything before it compacted: `verify` names it.
     """
+    try:
+        log.glance()
+    except NotFound:
+        log.require_unborn()
+        raise
     with log.backend.exclusive(log.keys.folder) as held:
         if not held:
             return CompactReport(log.id, True, 0, 0, 0, log.glance()[1].watermark)
         records = size = 0
-        goal = max(log.listed(log.glance()[1].watermark), default=0)  # what comes later is for the next compaction
-        while log.glance()[1].watermark < goal:
-            made = _round(log)
+        listed = log.listed(log.glance()[1].watermark)  # what comes later is for the next compaction
+        while listed and log.glance()[1].watermark < listed[-1]:
+            made = _round(log, listed)
             if made is None:
                 break
             records += made[0]
@@ -73,13 +79,13 @@ def compact(log: SessionLog, *, on_progress: Progress | None = None) -> CompactR
         return CompactReport(log.id, False, records, size, swept, log.glance()[1].watermark)
 
 
-def _round(log: SessionLog) -> tuple[int, int] | None:
-    """Turn the shards above W into a segment and publish it; None if there is nothing to do or someone was quicker."""
+def _round(log: SessionLog, listed: list[int]) -> tuple[int, int] | None:
+    """Turn the listed shards above W into a segment and publish it; None if there are none or someone was quicker."""
     seen, manifest = log.glance()
     if manifest.state != "open":
         return None
     last = manifest.watermark
-    for seq in log.listed(manifest.watermark):
+    for seq in listed[bisect_right(listed, last) :]:
         if seq != last + 1 or seq - manifest.watermark > SEGMENT_RECORDS_MAX:
             break
         last = seq

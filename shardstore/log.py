@@ -68,11 +68,20 @@ class SessionLog:
         return last
 
     def look(self) -> Manifest:
-        """Look at the manifest; raises Deleted once a deletion has begun, and whatever `glance` raises."""
-        manifest = self.glance()[1]
-        if manifest.state != "open":
+        """Look at the manifest; raises Deleted once a deletion has begun, and whatever `glance` raises.
+
+        Raises Corrupt where a session must have lost its manifest.
+        """
+        last = self._last
+        if last is None or self.backend.look(self.keys.manifest, last[0]) is not last[0]:
+            try:
+                last = self.glance()
+            except NotFound:
+                self.require_unborn()
+                raise
+        if last[1].state != "open":
             raise Deleted(describe(DELETED, session=self.id))
-        return manifest
+        return last[1]
 
     def look_after_vanishing(self, segment: SegmentRef) -> Manifest:
         """Look again because `segment` is gone. Raises Corrupt if the manifest still wants it."""

@@ -49,6 +49,7 @@ __all__ = [
 INDEX_ENTRIES = 128
 KEY_PAIRS = 256
 TURN_FLAG = 0x80
+_LF = 0x0A
 
 _ENTRY = struct.Struct("<QQIIII")
 _PAIR = struct.Struct("<QQ")
@@ -107,20 +108,19 @@ class SegmentIndex:
         flags = _flags_of(header.kind, header.source)
         if header.key is not None:
             self._pairs.append((key_hash(header.key), self.first + len(self._entries)))
-        lines = payload.count(b"\n") + (payload[-1:] != b"\n" and payload != b"")
-        self._push(len(payload), header_length, payload_crc32, flags, lines)
+        length = len(payload)
+        lines = payload.count(b"\n") + (length > 0 and payload[-1] != _LF)
+        self._entries.append(_ENTRY.pack(self.data, length, header_length, payload_crc32, flags, lines))
+        self.data += header_length + length
 
     def add_entry(self, entry: IndexEntry) -> None:
         """Append a record copied from another segment; its key, if any, comes through `add_pair`."""
-        self._push(*entry[1:])
+        self._entries.append(_ENTRY.pack(self.data, *entry[1:]))
+        self.data += entry[1] + entry[2]
 
     def add_pair(self, hash_: int, seq: int) -> None:
         """Take over a key's hash from another segment."""
         self._pairs.append((hash_, seq))
-
-    def _push(self, payload_length: int, header_length: int, crc: int, flags: int, lines: int) -> None:
-        self._entries.append(_ENTRY.pack(self.data, payload_length, header_length, crc, flags, lines))
-        self.data += header_length + payload_length
 
     def footer(self) -> Iterator[bytes]:
         """Yield index pages, key pages and the trailer."""

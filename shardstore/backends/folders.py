@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 
 from shardstore.backends import syscalls
@@ -27,19 +28,15 @@ class Folders:
         self._path = root
         self.root = Folder(syscalls.open_folder(root, None))
         self._held: dict[str, Folder] = {}
-
-    def kept(self, prefix: str) -> Folder | None:
-        """Return the folder if it is held."""
-        folder = self._held.get(prefix)
-        if folder is not None:
-            folder.used = True
-        return folder
+        self.kept: Callable[[str], Folder | None] = self._held.get  # whoever uses what it returns sets its `used`
 
     def get(self, prefix: str) -> Folder:
         """Return the folder, opened if need be; raises FileNotFoundError if there is none."""
-        if not prefix:
-            return self.root
-        return self.kept(prefix) or self._open(prefix)
+        folder = self._held.get(prefix)
+        if folder is not None:
+            folder.used = True
+            return folder
+        return self._open(prefix) if prefix else self.root
 
     def _open(self, prefix: str) -> Folder:
         parent, _, name = prefix.rpartition("/")

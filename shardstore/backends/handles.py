@@ -7,6 +7,7 @@ from under a call that is running in another thread.
 from __future__ import annotations
 
 import os
+from itertools import count
 
 from shardstore.backends import syscalls
 from shardstore.backends.base import Seen
@@ -14,6 +15,25 @@ from shardstore.backends.groupsync import GroupSync
 from shardstore.layout import TEMP_PREFIX
 
 __all__ = ["Folder", "Held", "Temp"]
+
+
+class _TempNames:
+    """Names that no other process has: its id, 64 random bits (ids repeat across containers), a number."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin again with other random bits: in a forked child, or where a name is taken all the same."""
+        self._prefix = f"{TEMP_PREFIX}{os.getpid()}-{os.urandom(8).hex()}-"
+        self._numbers = count()
+
+    def new(self) -> str:
+        return f"{self._prefix}{next(self._numbers)}"
+
+
+_names = _TempNames()
+os.register_at_fork(after_in_child=_names.renew)
 
 
 class Held:
@@ -57,8 +77,17 @@ class Temp:
 
     def __init__(self, folder: Folder, *, unnamed: bool) -> None:
         self.folder = folder
-        self.name = "" if unnamed else f"{TEMP_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
-        self.fd = syscalls.open_unnamed(folder.fd) if unnamed else syscalls.open_named(self.name, folder.fd)
+        if unnamed:
+            self.name = ""
+            self.fd = syscalls.open_unnamed(folder.fd)
+            return
+        self.name = _names.new()
+        try:
+            self.fd = syscalls.open_named(self.name, folder.fd)
+        except FileExistsError:  # a child that Python does not know to be one
+            _names.renew()
+            self.name = _names.new()
+            self.fd = syscalls.open_named(self.name, folder.fd)
 
     def link(self, name: str) -> bool:
         """Give the file its final name; False if that is taken."""

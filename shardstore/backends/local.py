@@ -97,8 +97,9 @@ class LocalBackend:
         folder = staged.folder
         if draft.visible is not None:
             draft.visible()
+        draft.staged = None
         try:
-            draft.close()
+            staged.close()
             if not sync:
                 return
             folder.group.sync()
@@ -141,7 +142,7 @@ class LocalBackend:
         """See Backend. A read of zero bytes is a probe: it opens nothing."""
         prefix, _, name = key.rpartition("/")
         try:
-            folder = self._folders.kept(prefix) or self._folders.get(prefix)
+            folder = self._folders.get(prefix)
             if length == 0:
                 os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
                 return b""
@@ -162,6 +163,7 @@ class LocalBackend:
         prefix, _, name = key.rpartition("/")
         folder = self._folders.kept(prefix)
         if folder is not None:
+            folder.used = True
             try:
                 status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
                 held = folder.held.get(name)
@@ -280,6 +282,7 @@ class LocalBackend:
         """See Backend."""
         try:
             folder = self._folders.kept(prefix) or self._folders.make(prefix)
+            folder.used = True
             temp = draft.staged = Temp(folder, unnamed=self._unnamed and not sync)
             if type(draft.parts) is tuple:
                 syscalls.write_parts(temp.fd, draft.parts)
@@ -311,33 +314,31 @@ class LocalBackend:
 
     def hint(self, prefix: str) -> int:
         """See Backend."""
-        folder = self._hinting(prefix, 0)
+        folder = self._folders.kept(prefix)
         try:
-            raw = b"" if folder is None else os.pread(folder.hint_fd, _HINT.size, 0)
-        except OSError:
+            if folder is None or folder.hint_fd < 0:
+                folder = self._open_hint(prefix, 0)
+            return int(_HINT.unpack(os.pread(folder.hint_fd, _HINT.size, 0))[0])
+        except (OSError, struct.error):  # there is none, or half of one
             return 0
-        return int(_HINT.unpack(raw)[0]) if len(raw) == _HINT.size else 0
 
     def advise(self, prefix: str, seq: int) -> None:
         """See Backend. Nothing depends on it, so a full disk is no reason to fail an append that is committed."""
-        folder = self._hinting(prefix, os.O_CREAT)
+        folder = self._folders.kept(prefix)
         try:
-            if folder is not None:
-                os.pwrite(folder.hint_fd, _HINT.pack(seq), 0)
+            if folder is None or folder.hint_fd < 0:
+                folder = self._open_hint(prefix, os.O_CREAT)
+            os.pwrite(folder.hint_fd, _HINT.pack(seq), 0)
         except OSError:
             return
 
-    def _hinting(self, prefix: str, create: int) -> Folder | None:
-        """Return the folder with its hint open; None if there is none to be had."""
-        try:
-            folder = self._folders.get(prefix)
+    def _open_hint(self, prefix: str, create: int) -> Folder:
+        """Return the folder with its hint open."""
+        folder = self._folders.get(prefix)
+        with _opening.lock:
             if folder.hint_fd < 0:
                 flags = os.O_RDWR | create | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-                with _opening.lock:
-                    if folder.hint_fd < 0:
-                        folder.hint_fd = os.open(_HINT_NAME, flags, 0o600, dir_fd=folder.fd)
-        except OSError:
-            return None
+                folder.hint_fd = os.open(_HINT_NAME, flags, 0o600, dir_fd=folder.fd)
         return folder
 
     def watch_paths(self, prefix: str) -> tuple[str, ...]:
