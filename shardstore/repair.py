@@ -40,7 +40,7 @@ from shardstore.segment import (
     segment_size,
     span,
 )
-from shardstore.verify import Finding, verify_session, walk_segment
+from shardstore.verify import LOST_RECORD, Finding, verify_session, walk_segment
 from shardstore.writer import bear, lost_draft, new_nonce, now_ms
 
 __all__ = ["repair_session"]
@@ -64,7 +64,11 @@ def repair_session(log: SessionLog) -> list[Finding]:
         _repair_segments(log, {finding.where for finding in verify_session(log) if finding.severity == "damage"})
         _repair_shards(log)
         left = {(finding.what, finding.where, finding.seqs) for finding in verify_session(log)}
-    return [replace(finding, repaired=(finding.what, finding.where, finding.seqs) not in left) for finding in found]
+    # a record that was lost before is lost for good, also where its note now names another file
+    gone = [
+        finding.what != LOST_RECORD and (finding.what, finding.where, finding.seqs) not in left for finding in found
+    ]
+    return [replace(finding, repaired=repaired) for finding, repaired in zip(found, gone, strict=True)]
 
 
 # ------------------------------------------------------------------ manifest

@@ -16,7 +16,7 @@ from shardstore.backends.base import Backend
 from shardstore.background import Background
 from shardstore.compact import CompactReport, compact, sweep
 from shardstore.describe import Description, describe_records
-from shardstore.errors import Deleted, InvalidRequest, NotFound, describe
+from shardstore.errors import Deleted, InvalidRequest, describe
 from shardstore.follow import Follower
 from shardstore.ingest import check_fields, check_seqs
 from shardstore.layout import SEQ_MAX
@@ -248,9 +248,6 @@ class Session:
         except Deleted:
             manifest = self._log.glance()[1]
             head = manifest.watermark
-        except NotFound:
-            self._log.require_unborn()
-            raise
         return SessionInfo(
             self.id,
             head,

@@ -148,6 +148,15 @@ def repair_store(path: str | os.PathLike[str]) -> bool:
     return False
 
 
+def _is_inside(path: str | os.PathLike[str], folder: str) -> bool:
+    """Say whether `path` is `folder` or lies below it, whatever symlinks lead there."""
+    home = os.path.realpath(folder)
+    try:
+        return os.path.commonpath([home, os.path.realpath(path)]) == home
+    except ValueError:  # a NUL: what opens it says so
+        return False
+
+
 class Store:
     """A folder of sessions; safe to share between threads and across fork. Made by `shardstore.open`."""
 
@@ -251,7 +260,9 @@ class Store:
             on_progress(len(ids), len(ids))
 
     def _exists(self, id_: str) -> bool:
-        return self._backend.read(SessionKeys(id_).manifest, length=0) is not None
+        """Say whether there is a session, be it one that has lost its manifest: whoever works on it says so."""
+        there = self._backend.read(SessionKeys(id_).manifest, length=0) is not None
+        return there or SessionLog(self._backend, id_).is_headless()
 
     def verify(self, *, on_progress: Progress | None = None) -> list[Finding]:
         """Read everything in the store; return every damage and every oddity, by session."""
@@ -291,8 +302,13 @@ class Store:
 
         Each copy is a prefix of its session, complete up to what was acknowledged before its turn came, compacted and
         verified on the way; seqs, nonces, keys and facts are the same, deleted sessions stay deleted.
-        Raises Conflict if `target` holds sessions, Corrupt for a session that does not read back.
+        Raises Conflict if `target` holds sessions, InvalidRequest if it is this store or lies in it, Corrupt for a
+        session that does not read back.
         """
+        if _is_inside(target, self.path):
+            raise InvalidRequest(
+                describe("the backup's target lies inside the store; choose a folder outside", path=os.fspath(target))
+            )
         copied = 0
         with open_store(target, durability=self._options.durability) as copy:
             if copy.ids():

@@ -7,7 +7,7 @@ damaged only if the manifest, looked at afterwards, still wants it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from shardstore.errors import Corrupt, NotFound, Unavailable, UnsupportedFormat, describe
@@ -22,11 +22,12 @@ from shardstore.layout import (
 )
 from shardstore.log import HOLES_MAX, LOOKS_MAX, SessionLog, Vanished, segment_of
 from shardstore.manifest import Manifest, SegmentRef
-from shardstore.record import Header, counts_as_turn, decode_shard
+from shardstore.record import LOST, Header, counts_as_turn, decode_shard
 from shardstore.segment import KEY_PAIRS, TRAILER_BYTES, TURN_FLAG, IndexEntry, check_trailer, key_hash, kind_of, span
 
-__all__ = ["Finding", "verify_session", "walk_segment"]
+__all__ = ["LOST_RECORD", "Finding", "verify_session", "walk_segment"]
 
+LOST_RECORD = "lost-record"
 READ_BYTES = 8 << 20
 _KNOWN = {"manifest.json", "head", SHARDS, SEGMENTS, DAMAGED}
 
@@ -66,8 +67,9 @@ def verify_session(log: SessionLog) -> list[Finding]:
                 segment = segment_of(manifest, position)
                 check = _SegmentCheck(log, segment, position)
                 try:
-                    findings += check.run()
+                    check.run()
                 finally:
+                    findings += check.findings
                     position = check.position
             if manifest.state != "deleted":
                 findings += _shards(log, manifest)
@@ -87,6 +89,20 @@ def _note(log: SessionLog, what: str, where: str, advice: str) -> Finding:
     return Finding(log.id, what, where, None, "note", advice)
 
 
+def _add_lost(findings: list[Finding], log: SessionLog, where: str, seq: int) -> None:
+    """Note a record that is marked lost, in the finding of the one before it if that is lost too."""
+    last = findings[-1] if findings else None
+    if last is not None and last.what == LOST_RECORD and last.seqs is not None and last.seqs[1] == seq - 1:
+        findings[-1] = replace(last, seqs=(last.seqs[0], seq))
+        return
+    advice = "marked lost by a repair, or after a power loss; a backup or damaged/ may hold it"
+    findings.append(Finding(log.id, LOST_RECORD, where, (seq, seq), "note", advice))
+
+
+def _is_lost(header: Header) -> bool:
+    return header.kind == "control" and header.source == LOST
+
+
 def _without_manifest(log: SessionLog) -> list[Finding]:
     if not any(True for _ in log.backend.list(log.keys.folder)):
         raise NotFound(describe("no such session", session=log.id))
@@ -100,46 +116,51 @@ def _without_manifest(log: SessionLog) -> list[Finding]:
 
 
 class _SegmentCheck:
-    """Verifies a segment from seq `position` on; `position` says how far it came when the segment vanished."""
+    """Verifies a segment from seq `position` on.
+
+    `position` says how far it came when the segment vanished, `findings` what was found up to there.
+    """
 
     def __init__(self, log: SessionLog, segment: SegmentRef, position: int) -> None:
         self._log = log
         self._segment = segment
         self.position = position
+        self.findings: list[Finding] = []
 
-    def run(self) -> list[Finding]:
-        """Return what is wrong with the segment. Raises Vanished."""
+    def run(self) -> None:
+        """Find what is wrong with the segment, or odd. Raises Vanished."""
         log, segment = self._log, self._segment
         where, seqs = log.keys.segment(segment), (self.position, segment.last)
         try:
-            findings = self._records(where)
+            self._records(where)
         except Vanished:
             if segment not in log.glance()[1].segments:
                 raise
             advice = "restore it from a backup; repair marks its records lost"
-            findings = [_damage(log, "missing-segment", where, (segment.first, segment.last), advice)]
+            self._add("missing-segment", (segment.first, segment.last), advice)
         except UnsupportedFormat as error:
-            findings = [_damage(log, "newer-format", where, seqs, f"upgrade shardstore ({error})")]
+            self._add("newer-format", seqs, f"upgrade shardstore ({error})")
         except Corrupt as error:
-            findings = [_damage(log, "damaged-segment", where, seqs, f"repair keeps what can be read ({error})")]
+            self._add("damaged-segment", seqs, f"repair keeps what can be read ({error})")
         self.position = segment.last + 1
-        return findings
 
-    def _records(self, where: str) -> list[Finding]:
+    def _add(self, what: str, seqs: tuple[int, int], advice: str) -> None:
+        self.findings.append(_damage(self._log, what, self._log.keys.segment(self._segment), seqs, advice))
+
+    def _records(self, where: str) -> None:
         log, segment = self._log, self._segment
         check_trailer(segment, log.segment_bytes(segment, segment.size - TRAILER_BYTES, TRAILER_BYTES), what=where)
         if log.backend.read(where, start=segment.size, length=1):
             raise Corrupt(describe("bytes were appended to a segment", what=where))
         pairs = {pair for number in range(-(-segment.keys // KEY_PAIRS)) for pair in log.key_pairs(segment, number)}
-        advice = "restore it from a backup; repair marks it lost"
-        findings = []
         for seq, shard, header in walk_segment(log, segment, self.position):
-            if shard is None:
-                findings.append(_damage(log, "damaged-record", where, (seq, seq), advice))
-            elif header is not None and header.key is not None and (key_hash(header.key), seq) not in pairs:
+            if shard is None or header is None:
+                self._add("damaged-record", (seq, seq), "restore it from a backup; repair marks it lost")
+            elif _is_lost(header):
+                _add_lost(self.findings, log, where, seq)
+            elif header.key is not None and (key_hash(header.key), seq) not in pairs:
                 raise Corrupt(describe("a key of a segment is not in its footer", what=where, seq=seq))
             self.position = seq + 1
-        return findings
 
 
 def walk_segment(log: SessionLog, segment: SegmentRef, seq: int) -> Iterator[tuple[int, bytes | None, Header | None]]:
@@ -190,11 +211,16 @@ def _shards(log: SessionLog, manifest: Manifest) -> list[Finding]:
             continue  # a listing is of no one moment
         if log.glance()[1].watermark >= seqs[0]:
             raise Vanished(seqs)
+        far = gone is not None and seqs[0] >= gone[0]
+        if what == LOST_RECORD:
+            if not far:
+                _add_lost(findings, log, log.keys.shard(seqs[0]), seqs[0])
+            continue
         tolerated = what == "torn-shard" and manifest.durability == "none"
         advice = _ADVICE.get(what, "restore it from a backup; repair marks it lost")
         if tolerated:
             advice = "an unsynced record did not survive; it reads as lost"
-        if gone is not None and seqs[0] >= gone[0]:
+        if far:
             what, advice = "far-shard", "nothing acknowledged can lie behind so wide a gap; repair moves it to damaged/"
         findings.append(Finding(log.id, what, log.keys.shard(seqs[0]), seqs, "note" if tolerated else "damage", advice))
     return findings
@@ -208,14 +234,14 @@ _ADVICE = {
 
 
 def _shard_damage(log: SessionLog, seq: int) -> str:
-    """Return what is wrong with the shard at `seq`, "" for nothing."""
+    """Return what is wrong with the shard at `seq`, or that it marks a lost record; "" for nothing."""
     try:
         data = log.shard(seq)
     except Corrupt:
         return "foreign-object"
     try:
-        if data is not None:
-            decode_shard(data, what=log.keys.shard(seq))
+        if data is not None and _is_lost(decode_shard(data, what=log.keys.shard(seq))[0]):
+            return LOST_RECORD
     except Corrupt:
         return "torn-shard"
     except UnsupportedFormat:

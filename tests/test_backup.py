@@ -183,20 +183,23 @@ def test_backup_of_a_damaged_session(tmp_path: Path, hurt: str) -> None:
 
 
 def test_targets_of_a_backup(tmp_path: Path) -> None:
-    """A target that holds sessions is a Conflict, a file or a foreign folder an InvalidRequest; nothing is harmed."""
+    """A target that holds sessions is a Conflict; a file, a foreign folder, the store itself or a place in it, however
+    it is spelled, is an InvalidRequest; nothing is harmed.
+    """
     build(tmp_path / "store", 3)
     store, _ = fresh(tmp_path / "store")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "photo.jpg").write_bytes(b"x")
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "empty").mkdir()
-    before = tree(tmp_path)
-    with pytest.raises(Conflict):
-        store.backup(tmp_path / "store")
-    for name in ("foreign", "file"):
+    (tmp_path / "link").symlink_to(tmp_path / "store" / "sessions")
+    (tmp_path / "store-2").mkdir()
+    before = sorted(tmp_path.rglob("*")), tree(tmp_path)
+    for name in ("foreign", "file", "store", "store/new", "store/sessions/b/c", "empty/../store/", "link/b", "nul\0"):
         with pytest.raises(InvalidRequest):
             store.backup(tmp_path / name)
-    assert tree(tmp_path) == before
+    assert (sorted(tmp_path.rglob("*")), tree(tmp_path)) == before
+    assert store.backup(tmp_path / "store-2") == 1
     assert store.backup(tmp_path / "empty") == 1
     with pytest.raises(Conflict):
         store.backup(tmp_path / "empty")

@@ -40,6 +40,18 @@ def test_a_closed_pipe_makes_no_noise(store: Path) -> None:
         assert process.returncode == 141
 
 
+def test_help_to_a_closed_pipe_makes_no_noise(store: Path) -> None:
+    """What click prints by itself, a help or the version, ends like any output where nobody reads: 141, silently."""
+    for words in (["--help"], ["--version"], ["cat", "--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "wb") as closed:
+            done = subprocess.run(
+                command(store, *words), stdout=closed, stderr=subprocess.PIPE, env=ENVIRONMENT, timeout=DEADLINE_S
+            )
+        assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_tail_follows_until_interrupted(store: Path, interruptible: None) -> None:
     """`tail -f` shows the last records, then each new one, and ends on Ctrl-C with 130 and no word."""
     fill(store, "a", 1, b'{"n":"first"}\n')

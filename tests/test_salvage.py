@@ -25,6 +25,7 @@ from mishaps import (
 
 import shardstore
 from shardstore import NotFound, Unavailable
+from shardstore.manifest import SegmentRef
 from shardstore.segment import index_page_range
 
 MANY = 300
@@ -237,3 +238,46 @@ def test_imported_session_without_a_manifest(tmp_path: Path) -> None:
     except NotFound:
         manifest(tmp_path).write_bytes(whole[f"sessions/{ID}/manifest.json"])
         assert content(tmp_path) == before
+
+
+# ------------------------------------------------------------------ what was lost
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_lost_records_are_noted_for_good(store: Path, compacted: bool) -> None:
+    """Every later verify notes what a repair marked lost, a run as one; no later repair claims to have mended it."""
+    for seq in (7, 8, 10):
+        cut(shard(store, seq), -5)
+    flip_record(store, 2, -3)
+    opened, session = fresh(store)
+    assert all(finding.repaired for finding in opened.repair())
+    if compacted:
+        session.compact()
+    notes = session.verify()
+    assert {(finding.what, finding.severity) for finding in notes} == {("lost-record", "note")}
+    assert [finding.seqs for finding in notes] == [(2, 2), (7, 8), (10, 10)]
+    assert all((store / finding.where).is_file() for finding in notes)
+    flip_record(store, 4, -3)
+    again = opened.repair()
+    assert [(finding.seqs, finding.repaired) for finding in again if finding.what != "lost-record"] == [((4, 4), True)]
+    assert not any(finding.repaired for finding in again if finding.what == "lost-record")
+    assert [finding.seqs for finding in session.verify()] == [(2, 2), (4, 4), (7, 8), (10, 10)]
+
+
+def test_what_verify_found_outlives_the_segment(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage that was found in a segment is told also if a compactor merges the segment away before its end."""
+    flip_record(store, 3, -3)
+    _, session = fresh(store)
+    monkeypatch.setattr("shardstore.verify.READ_BYTES", 1)  # record by record, as in a large segment
+    old = segments(store)[0]
+    walk = iter(range(100))
+    read = session._log.segment_bytes
+
+    def overtaken(segment: SegmentRef, start: int, length: int) -> bytes:
+        if next(walk) == RECORDS // 2:
+            fresh(store)[1].compact()
+        return read(segment, start, length)
+
+    monkeypatch.setattr(session._log, "segment_bytes", overtaken)
+    assert [(finding.what, finding.seqs) for finding in session.verify()] == [("damaged-record", (3, 3))]
+    assert not old.exists()

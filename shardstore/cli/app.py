@@ -15,9 +15,18 @@ from dataclasses import dataclass
 import click
 
 import shardstore
-from shardstore.cli.output import ReaderGone, flush, visible
+from shardstore.cli.output import ReaderGone, complain, flush
 
-__all__ = ["EXIT_FAILED", "Settings", "cli", "open_store", "pass_settings", "run"]
+__all__ = [
+    "EXIT_FAILED",
+    "Settings",
+    "cli",
+    "code_of",
+    "open_store",
+    "pass_settings",
+    "run",
+    "words_of",
+]
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -128,7 +137,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         flush()
     except (click.Abort, KeyboardInterrupt, _Interrupted):
         return EXIT_INTERRUPTED
-    except ReaderGone:
+    except (ReaderGone, SystemExit):  # click ends the process where nobody reads a help, and nowhere else
         _forget_stdout()
         return EXIT_PIPE_CLOSED
     except click.UsageError as error:
@@ -136,15 +145,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(EXIT_USAGE, error.format_message() + hint)
     except click.ClickException as error:
         return _fail(EXIT_USAGE, error.format_message())
-    except shardstore.ShardstoreError as error:
-        return _fail(_code_of(error), str(error))
-    except OSError as error:
-        return _fail(EXIT_UNAVAILABLE, str(error))
+    except (shardstore.ShardstoreError, OSError) as error:
+        return _fail(code_of(error), words_of(error))
     return code if isinstance(code, int) else EXIT_OK
 
 
-def _code_of(error: shardstore.ShardstoreError) -> int:
-    """Return the exit code of one of the engine's errors."""
+def words_of(error: shardstore.ShardstoreError | OSError) -> str:
+    """Return what an error says; the system's own without its number."""
+    if isinstance(error, shardstore.ShardstoreError) or error.strerror is None:
+        return str(error)
+    where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
+    return error.strerror.lower() + where
+
+
+def code_of(error: shardstore.ShardstoreError | OSError) -> int:
+    """Return the exit code of an error of the engine or of the system."""
+    if not isinstance(error, shardstore.ShardstoreError):
+        return EXIT_UNAVAILABLE
     codes: list[tuple[type[shardstore.ShardstoreError], int]] = [
         (shardstore.InvalidRequest, EXIT_USAGE),
         (shardstore.NotFound, EXIT_NOT_FOUND),
@@ -161,7 +178,7 @@ def _fail(code: int, message: str) -> int:
         flush()
     except (OSError, ReaderGone):  # stdout is gone as well: the message below is all that can still be said
         _forget_stdout()
-    print(f"shardstore: {visible(message)}", file=sys.stderr)
+    complain(message)
     return code
 
 
@@ -173,7 +190,7 @@ def _forget_stdout() -> None:
 
 
 def _add_commands() -> None:
-    """Import the commands; each module adds its own to `cli`."""
+    """Import the commands and add them to `cli`."""
     from shardstore.cli import exporting, reading, trial, upkeep, writing
 
     for module in (writing, reading, exporting, upkeep, trial):

@@ -42,7 +42,8 @@ def export(settings: Settings, session_id: str, file: str | None, force: bool, a
         if as_json:
             raise click.UsageError("--json tells about FILE, and stdout is taken by the session: name a FILE")
         with open_store(settings) as store:
-            for chunk in store.session(session_id, create=False).iter_jsonl():
+            session = store.session(session_id, create=False)
+            for chunk in session.iter_jsonl():
                 write_bytes(chunk)
         return
     _check_target(file, force)

@@ -1,4 +1,4 @@
-"""What is printed: payload bytes, JSON, tables, progress bars.
+"""What is printed: payload bytes, JSON, tables, errors, progress bars.
 
 Three rules. Payload bytes pass through untouched. JSON is ASCII, so that neither a terminal nor a locale can change
 its meaning. Anything else that a writer chose is shown with its control characters escaped: an id may hold an escape
@@ -10,8 +10,10 @@ when the reader of a pipe has gone away.
 
 from __future__ import annotations
 
+import ast
 import io
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +30,13 @@ from rich.text import Text
 __all__ = [
     "Advance",
     "ReaderGone",
+    "complain",
+    "counted",
     "flush",
     "no_progress",
     "note",
     "progress_bar",
+    "readable",
     "show_size",
     "show_table",
     "show_time",
@@ -44,6 +49,12 @@ __all__ = [
 Advance: TypeAlias = Callable[[int, int | None], None]
 PIPED_WIDTH_COLUMNS = 2_000  # a pipe has no width: never cut a cell short
 UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_FACT = re.compile(
+    rf"""\b(?P<name>\w+)=(?:\w+Path\((?P<path>{_QUOTED})\)|<class\ '(?P<type>[\w.]+)'>"""
+    rf"""|(?P<value>b?{_QUOTED}|[(\[](?:[^()\[\]'"]|{_QUOTED})*[)\]]|None\b))"""
+)
+_ERROR_NUMBER = re.compile(r"\[Errno -?\d+\] ")
 
 
 class ReaderGone(Exception):  # noqa: N818
@@ -53,6 +64,37 @@ class ReaderGone(Exception):  # noqa: N818
 def visible(text: str) -> str:
     """Return `text` with every character that a terminal might act on written as an escape."""
     return "".join(_escape(character) if _unsafe(character) else character for character in text)
+
+
+def readable(message: str) -> str:
+    """Return an error's message with its facts spelled for people: `path='/a b'` becomes `path="/a b"`.
+
+    What it holds is not escaped any more afterwards: see `visible`.
+    """
+    return _FACT.sub(_spell_fact, _ERROR_NUMBER.sub("", message))
+
+
+def _spell_fact(fact: re.Match[str]) -> str:
+    if fact["type"] is not None:
+        return f"{fact['name']}={fact['type']}"
+    try:
+        return f"{fact['name']}={_spell(ast.literal_eval(fact['path'] or fact['value']))}"
+    except (ValueError, SyntaxError):  # it only looked like one
+        return fact[0]
+
+
+def _spell(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_spell, value))
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    if value is None:
+        return "none"
+    return text if text and not re.search(r"\s", text) else f'"{text}"'
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number and what it counts, in the plural where it is not one."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _unsafe(character: str) -> bool:
@@ -84,6 +126,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def complain(message: str) -> None:
+    """Print an error as one line to stderr."""
+    note(f"shardstore: {visible(readable(message))}")
+
+
 def flush() -> None:
     """Hand everything written so far to the reader of stdout; raises as the write would have."""
     try:
@@ -99,12 +146,15 @@ def _write(chunk: bytes) -> None:
         raise ReaderGone from error
 
 
-def show_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
-    """Write a table and a blank line; `right` has an `r` at the place of each column that is aligned to the right."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def show_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], *, shape: str = "") -> None:
+    """Write a table and a blank line; `shape` has a letter a column: `r` right, `l` left, a blank: left, may be folded.
+
+    What is folded where the terminal is too narrow is a name that somebody chose, and never a number or a date.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, column in enumerate(columns):
-        numeric = right[place : place + 1] == "r"
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+        letter = shape[place : place + 1].strip()
+        table.add_column(column, justify="right" if letter == "r" else "left", no_wrap=bool(letter), overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
     on_terminal = sys.stdout.isatty()
@@ -129,12 +179,12 @@ def show_size(size_bytes: int) -> str:
     return f"{size:.1f} {unit}"
 
 
-def show_time(at_ms: int | None) -> str:
+def show_time(at_ms: int | None, *, form: str = "%Y-%m-%d %H:%M:%SZ") -> str:
     """Return a moment in UTC to the second, or `-`; a time that no calendar has is shown as its number."""
     if at_ms is None:
         return "-"
     try:
-        return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        return datetime.fromtimestamp(at_ms / 1000, UTC).strftime(form)
     except (ValueError, OverflowError, OSError):
         return f"{at_ms} ms"
 

@@ -21,8 +21,9 @@ from shardstore.cli.app import EXIT_FAILED, Settings, open_store, pass_settings
 from shardstore.cli.documents import of_description, of_files, of_info, of_record
 from shardstore.cli.output import (
     ReaderGone,
+    complain,
+    counted,
     flush,
-    note,
     progress_bar,
     show_size,
     show_table,
@@ -69,7 +70,7 @@ def list_sessions(settings: Settings, show_all: bool, as_json: bool) -> None:
         else:
             _show_sessions([_session_row(info) for info in found])
     for error in damaged:
-        note(f"shardstore: {visible(str(error))}")
+        complain(str(error))
     if damaged:
         click.get_current_context().exit(EXIT_FAILED)
 
@@ -92,7 +93,7 @@ def _listed(
 
 def _show_sessions(rows: list[list[str]]) -> None:
     if rows:
-        show_table(None, ["session", "records", "loose", "segments", "state", "created"], rows, right=" rrr")
+        show_table(None, ["session", "records", "loose", "segments", "state", "created"], rows, shape=" rrrll")
     else:
         write_line("no sessions")
 
@@ -128,9 +129,9 @@ def show_session(settings: Settings, session_id: str, as_json: bool) -> None:
         write_json({"info": of_info(info), **of_description(description), "files": of_files(files)})
         return
     _show_facts(info, description)
-    columns = ["", "records", "entries", "size", "first", "last"]
-    show_table("by kind", columns, _tally_rows(description.kinds), right=" rrr")
-    show_table("by source", columns, _tally_rows(description.sources), right=" rrr")
+    columns = ["", "records", "entries", "size", "first (UTC)", "last (UTC)"]
+    show_table("by kind", columns, _tally_rows(description.kinds), shape=" rrrll")
+    show_table("by source", columns, _tally_rows(description.sources), shape=" rrrll")
     _show_overlaps(description)
     _show_files(store.path, files)
 
@@ -138,11 +139,13 @@ def show_session(settings: Settings, session_id: str, as_json: bool) -> None:
 def _show_facts(info: shardstore.SessionInfo, description: shardstore.Description) -> None:
     """Write the facts that have no table."""
     state = f"{info.state}, archived" if info.archived else info.state
+    entries = counted(description.entries, "entry", "entries")
+    segments = counted(info.segments, "segment")
     facts = [
         ("session", visible(info.id)),
         ("state", f"{state}, durability {info.durability}, created {show_time(info.created_at_ms)}"),
-        ("holds", f"{description.records:,} records, {description.entries:,} entries, {show_size(description.bytes)}"),
-        ("watermark", f"{info.watermark:,} of {info.head:,} records compacted, in {info.segments} segments"),
+        ("holds", f"{counted(description.records, 'record')}, {entries}, {show_size(description.bytes)}"),
+        ("watermark", f"{info.watermark:,} of {counted(info.head, 'record')} compacted, in {segments}"),
     ]
     for name, fact in facts:
         write_line(f"{name:<10} {fact}")
@@ -150,7 +153,8 @@ def _show_facts(info: shardstore.SessionInfo, description: shardstore.Descriptio
 
 
 def _tally_rows(tallies: dict[str, shardstore.Tally]) -> list[list[str]]:
-    """One row for each name, the largest first."""
+    """One row for each name, the largest first; times to the minute, or a row would not fit into 80 columns."""
+    minutes = "%Y-%m-%d %H:%M"
     ordered = sorted(tallies.items(), key=lambda item: (-item[1].records, item[0]))
     return [
         [
@@ -158,8 +162,8 @@ def _tally_rows(tallies: dict[str, shardstore.Tally]) -> list[list[str]]:
             f"{tally.records:,}",
             f"{tally.entries:,}",
             show_size(tally.bytes),
-            show_time(tally.first_at_ms),
-            show_time(tally.last_at_ms),
+            show_time(tally.first_at_ms, form=minutes),
+            show_time(tally.last_at_ms, form=minutes),
         ]
         for name, tally in ordered
     ]
@@ -172,7 +176,7 @@ def _show_overlaps(description: shardstore.Description) -> None:
         write_line("")
         return
     rows = [[overlap.source, f"{overlap.count:,}", overlap.other] for overlap in description.concurrent]
-    show_table("written concurrently", ["records of", "count", "had not seen an earlier one of"], rows, right=" r")
+    show_table("written concurrently", ["records of", "count", "had not seen an earlier one of"], rows, shape=" r ")
 
 
 def _show_files(store_path: str, files: list[tuple[str, int]]) -> None:
@@ -187,7 +191,7 @@ def _show_files(store_path: str, files: list[tuple[str, int]]) -> None:
     for path, size_bytes in files:
         folders.setdefault(os.path.dirname(path), []).append(size_bytes)
     for folder, sizes in sorted(folders.items()):
-        write_line(f"  {show_size(sum(sizes)):>10}  {visible(folder)}/  ({len(sizes):,} files)")
+        write_line(f"  {show_size(sum(sizes)):>10}  {visible(folder)}/  ({counted(len(sizes), 'file')})")
 
 
 @click.command("cat", short_help="Write a session to stdout, byte for byte.")

@@ -10,7 +10,18 @@ import click
 
 from shardstore.cli.app import EXIT_FAILED
 from shardstore.cli.documents import of_files, of_finding
-from shardstore.cli.output import Advance, flush, progress_bar, show_size, show_table, visible, write_json, write_line
+from shardstore.cli.findings import show_findings, verdict
+from shardstore.cli.output import (
+    Advance,
+    counted,
+    flush,
+    progress_bar,
+    show_size,
+    show_table,
+    visible,
+    write_json,
+    write_line,
+)
 from shardstore.demo import Event, Options, Outcome, Report, Schedule, Timing, Watcher, run_demo
 
 __all__ = ["COMMANDS"]
@@ -69,8 +80,9 @@ class _Teller(Watcher):
         turns = sum(len(lane.turns) for lane in schedule.lanes)
         timing = schedule.timing
         write_line(
-            f"{turns} turns on {len(schedule.history):,} lines of history, model calls of {timing.call_s:g} s, about "
-            f"{schedule.end_s:.0f} s in all; {len(schedule.lanes)} processes a side, and a compactor"
+            f"{counted(turns, 'turn')} on {counted(len(schedule.history), 'line')} of history, model calls of "
+            f"{timing.call_s:g} s, about {schedule.end_s:.0f} s in all; "
+            f"{len(schedule.lanes)} processes a side, and a compactor"
         )
         flush()
 
@@ -115,11 +127,11 @@ def _show_report(report: Report) -> None:
     fence, ours = report.fence, report.shardstore
     theirs, mine = _facts(fence), _facts(ours)
     rows = [[name, theirs.get(name, "-"), fact] for name, fact in mine.items()]
-    show_table("what each side kept", ["", "lock and fingerprint", "shardstore"], rows, right=" rr")
+    show_table("what each side kept", ["", "lock and fingerprint", "shardstore"], rows, shape=" rr")
     for error, count in fence.errors.items():
-        write_line(f"lock and fingerprint, {count} times: {visible(error)}")
+        write_line(f"lock and fingerprint, {counted(count, 'time')}: {visible(error)}")
     for error, count in ours.errors.items():
-        write_line(f"shardstore, {count} times: {visible(error)}")
+        write_line(f"shardstore, {counted(count, 'time')}: {visible(error)}")
     _show_where(report)
 
 
@@ -147,13 +159,9 @@ def _facts(outcome: Outcome) -> dict[str, str]:
 
 def _show_where(report: Report) -> None:
     """Print the verdict on the store, its files, and commands to look at them with."""
-    if report.findings:
-        for finding in report.findings:
-            write_line(
-                f"verify: {finding.severity}: {finding.what} {visible(finding.where)}: {visible(finding.advice)}"
-            )
-    else:
-        write_line("verify: no damage, every byte was read")
+    show_findings(report.findings)
+    damaged = any(finding.severity == "damage" for finding in report.findings)
+    write_line(f"verify: {verdict(report.findings)}" + ("" if damaged else ", every byte was read"))
     write_line(f"files, under {visible(report.store_path)}")
     for path, size_bytes in report.files:
         write_line(f"  {show_size(size_bytes):>10}  {visible(path)}")

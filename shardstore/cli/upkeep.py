@@ -9,7 +9,18 @@ import click
 import shardstore
 from shardstore.cli.app import EXIT_FAILED, Settings, open_store, pass_settings
 from shardstore.cli.documents import of_compaction, of_finding
-from shardstore.cli.output import flush, note, progress_bar, show_size, show_table, visible, write_json, write_line
+from shardstore.cli.findings import show_findings, verdict
+from shardstore.cli.output import (
+    complain,
+    counted,
+    flush,
+    note,
+    progress_bar,
+    show_size,
+    visible,
+    write_json,
+    write_line,
+)
 
 __all__ = ["COMMANDS"]
 
@@ -55,14 +66,20 @@ def _print_compactions(reports: list[shardstore.CompactReport], *, quiet: bool, 
         if as_json:
             write_json(of_compaction(report))
         elif report.error:
-            note(f"shardstore: {visible(report.session)}: {visible(report.error)}")
+            complain(f"{report.session}: {report.error}")
         elif report.skipped:
             write_line(f"{visible(report.session)}: passed over, another process is compacting it")
+        elif not report.records and not report.swept:
+            write_line(f"{visible(report.session)}: nothing to compact")
         else:
-            work = f"{report.records:,} records, {show_size(report.bytes)}, {report.swept:,} files removed"
+            work = f"{counted(report.records, 'record')}, {show_size(report.bytes)}, {_removed(report.swept)}"
             write_line(f"{visible(report.session)}: compacted up to record {report.watermark:,} ({work})")
     if not reports and not quiet and not as_json:
         write_line("no sessions")
+
+
+def _removed(swept: int) -> str:
+    return f"{counted(swept, 'file')} removed"
 
 
 @click.command("verify", short_help="Read every byte and name every damage.")
@@ -74,9 +91,9 @@ def verify(settings: Settings, session_id: str | None, repair: bool, as_json: bo
     """Read every byte of the store, or of one session, and name every damage.
 
     Exit code 0: every record that was acknowledged is there and is what was written, or was marked `lost` by an earlier
-    --repair. Exit code 1: damage remains. Notes are no damage: files that the next compaction removes. --repair never
-    removes a record that can still be read; where one can't, it puts a `lost` record in its place (`cat --records`
-    shows them) and keeps the damaged file in the session's folder `damaged`.
+    --repair. Exit code 1: damage remains. Notes are no damage: records marked `lost`, which stay so, and files that the
+    next compaction removes. --repair never removes a record that can still be read; where one can't, it puts a `lost`
+    record in its place (`cat --records` shows them) and keeps the damaged file in the session's folder `damaged`.
 
     \b
     Example:  shardstore verify && shardstore backup /mnt/backup/today
@@ -93,10 +110,9 @@ def verify(settings: Settings, session_id: str | None, repair: bool, as_json: bo
         document = {"ok": not damages, "findings": [of_finding(finding) for finding in found]}
         write_json({**document, "repairs": [of_finding(finding) for finding in done]})
     else:
-        _print_findings("repaired", done)
-        _print_findings("found", found)
-        notes = len(found) - len(damages)
-        write_line(f"{_count(len(damages), 'damage')}, {_count(notes, 'note')}" if found else "no damage")
+        show_findings(finding for finding in done if finding.repaired)
+        show_findings(found)
+        write_line(verdict(found))
     if damages:
         click.get_current_context().exit(EXIT_FAILED)
 
@@ -109,27 +125,6 @@ def _open_damaged(settings: Settings) -> shardstore.Store:
         if shardstore.repair_store(settings.store_path):
             note("store.json was missing or damaged and has been made again")
         return open_store(settings)
-
-
-def _print_findings(title: str, findings: list[shardstore.Finding]) -> None:
-    """Print findings as a table, or nothing where there are none."""
-    rows = [
-        [finding.severity, finding.what, finding.session, _range(finding.seqs), finding.where, finding.advice]
-        for finding in findings
-    ]
-    if rows:
-        show_table(title, ["", "what", "session", "records", "where", "advice"], rows)
-
-
-def _range(seqs: tuple[int, int] | None) -> str:
-    """Return a range of records as a person writes it."""
-    if seqs is None:
-        return "-"
-    return str(seqs[0]) if seqs[0] == seqs[1] else f"{seqs[0]}-{seqs[1]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 @click.command("backup", short_help="Copy the store while it is in use.")
@@ -151,7 +146,7 @@ def backup(settings: Settings, target: str, as_json: bool) -> None:
     if as_json:
         write_json({"target": target, "sessions": sessions})
     else:
-        write_line(f"{_count(sessions, 'session')} copied to {visible(target)}")
+        write_line(f"{counted(sessions, 'session')} copied to {visible(target)}")
 
 
 COMMANDS = [compact, verify, backup]

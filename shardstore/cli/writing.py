@@ -10,14 +10,32 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import click
 
 import shardstore
-from shardstore.cli.app import EXIT_FAILED, Settings, open_store, pass_settings
+from shardstore.cli.app import (
+    EXIT_FAILED,
+    Settings,
+    code_of,
+    open_store,
+    pass_settings,
+    words_of,
+)
 from shardstore.cli.documents import of_receipt
-from shardstore.cli.output import Advance, flush, no_progress, note, progress_bar, visible, write_json, write_line
+from shardstore.cli.output import (
+    Advance,
+    complain,
+    counted,
+    flush,
+    no_progress,
+    note,
+    progress_bar,
+    visible,
+    write_json,
+    write_line,
+)
 
 __all__ = ["COMMANDS"]
 
@@ -47,23 +65,40 @@ def import_files(
 
     Every line is kept byte for byte, also one that is not JSON, so that `export` gives back the same file. A session
     appears whole or not at all, however the import ends; the file is only read. Its id is the file's name without
-    .jsonl unless --session says otherwise. FILE may be - for stdin, with --session.
+    .jsonl unless --session says otherwise. FILE may be - for stdin, with --session. A FILE that can't be imported is
+    told at the end, after the others, and the exit code is that of the first such FILE.
 
     \b
     Examples:  shardstore import ~/.pi/agent/sessions/*.jsonl
                shardstore import old.jsonl --session telegram:42
     """
     named = _name_sessions(files, session_id)
+    failed: list[tuple[str, shardstore.ShardstoreError | OSError]] = []
     with open_store(settings, create=True, durability=durability) as store:
         for name, file in named:
-            size_bytes = _size_of(file)
-            with progress_bar(f"importing {name}", total=size_bytes, is_bytes=True) as advance:
-                count = _import_one(store, name, file, advance, durability)
+            count: int | None = None
+            try:
+                with progress_bar(f"importing {name}", total=_size_of(file), is_bytes=True) as advance:
+                    count = _import_one(store, name, file, advance, durability)
+            except (shardstore.ShardstoreError, OSError) as error:
+                failed.append((file, error))
             if as_json:
-                write_json({"session": name, "file": file, "records": count})
-            else:
-                write_line(f"{visible(name)}: {count:,} records from {visible(file)}")
+                reason = words_of(failed[-1][1]) if count is None else None
+                write_json({"session": name, "file": file, "records": count, "error": reason})
+            elif count is not None:
+                write_line(f"{visible(name)}: {counted(count, 'record')} from {visible(file)}")
             flush()
+    _tell_failed(failed, len(named))
+
+
+def _tell_failed(failed: list[tuple[str, shardstore.ShardstoreError | OSError]], total: int) -> None:
+    """Name each file that was not imported, with its reason, and exit with the code of the first."""
+    for file, error in failed:
+        complain(f"{file} was not imported: {words_of(error)}")
+    if failed and total > 1:
+        complain(f"{len(failed):,} of {counted(total, 'file')} {'was' if len(failed) == 1 else 'were'} not imported")
+    if failed:
+        click.get_current_context().exit(code_of(failed[0][1]))
 
 
 def _name_sessions(files: tuple[str, ...], session_id: str | None) -> list[tuple[str, str]]:
@@ -107,8 +142,7 @@ def _import_one(
     except shardstore.Deleted as error:
         raise shardstore.Deleted(f"{error} (import under another id: --session ID)") from error
     except shardstore.Conflict as error:
-        advice = "import under another id with --session ID, or add to it with `shardstore append ID --each-line`"
-        raise shardstore.Conflict(f"{error} ({advice})") from error
+        raise shardstore.Conflict(f"{error} (`shardstore append ID --each-line`, or --session ID)") from error
 
 
 def _lines(source: BinaryIO, file: str, advance: Advance) -> Iterator[bytes]:
@@ -158,8 +192,8 @@ def append(
     """Commit TEXT, or stdin, to a session as one record; make the session if there is none.
 
     When this prints a seq, the record is on the disk, once, at that seq, and stays there whatever crashes next. All
-    of it is committed or nothing. Each TEXT is a line and must be JSON; so must the lines of stdin, which are kept
-    byte for byte.
+    of it is committed or nothing. Each TEXT is a line and must be JSON, in which there is no NaN and no Infinity; so
+    must the lines of stdin, which are kept byte for byte. --raw takes any line, but no empty TEXT.
 
     \b
     Examples:  shardstore append a '{"role":"user","content":"hi"}'
@@ -183,6 +217,10 @@ def append(
 
 def _records(texts: tuple[str, ...], *, each_line: bool, raw: bool) -> Iterator[bytes]:
     """Yield the payload of each record to append, checked."""
+    blank = next((number for number, text in enumerate(texts, start=1) if not text.strip()), None)
+    if blank is not None:
+        which = f"TEXT {blank}" if len(texts) > 1 else "TEXT"
+        raise shardstore.InvalidRequest(f"nothing to append: {which} is empty")
     if texts:
         lines = [os.fsencode(text) + b"\n" for text in texts]
         payloads = iter(lines) if each_line else iter([b"".join(lines)])
@@ -216,12 +254,17 @@ def _check_json(payload: bytes) -> None:
         if not line.strip():
             continue
         try:
-            json.loads(line)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are
+            json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
             start = line[:60].decode("utf-8", "backslashreplace")
             raise shardstore.InvalidRequest(
                 f"line {number} is not JSON: {error} text={start!r} (--raw takes it as it is)"
             ) from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """Refuse what Python writes for a number that JSON has no word for."""
+    raise ValueError(f"JSON has no {name}")
 
 
 @click.command("archive", short_help="Leave a session out of ls.")
@@ -267,7 +310,7 @@ def delete(settings: Settings, session_id: str, yes: bool, as_json: bool) -> Non
         if not yes:
             if not sys.stdin.isatty():
                 raise click.UsageError("deleting asks first, and there is no terminal: add --yes")
-            question = f"delete session {visible(session_id)} with its {info.head:,} records for good?"
+            question = f"delete session {visible(session_id)} with its {counted(info.head, 'record')} for good?"
             if not click.confirm(question, err=True):
                 note("nothing was deleted")
                 click.get_current_context().exit(EXIT_FAILED)
