@@ -151,12 +151,17 @@ def _linked(temp: str, seq: int, shards: int) -> bool:
 
 
 def bare_round(path: str, count: int) -> list[dict[str, Any]]:
-    """Run the crowd of bare system calls, and check that each made its files."""
-    os.mkdir(os.path.join(path, "shards"))
-    with open(os.path.join(path, "head"), "xb"):
+    """Run the crowd of bare system calls, and check that each made its files.
+
+    The folder lies where the engine's would, so that ext4 places both alike: sessions are spread over its block groups.
+    """
+    session = shardstore.open(path, compact_shards=None).create(fresh_name())
+    folder = os.path.join(path, "sessions", session.id, "bare")
+    os.makedirs(os.path.join(folder, "shards"))
+    with open(os.path.join(folder, "head"), "xb"):
         pass
-    answers = fresh.crew(bare_member, MEMBERS, path=path, count=count)
-    assert len(os.listdir(os.path.join(path, "shards"))) == MEMBERS * (count + 1)
+    answers = fresh.crew(bare_member, MEMBERS, path=folder, count=count)
+    assert len(os.listdir(os.path.join(folder, "shards"))) == MEMBERS * (count + 1)
     return answers
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
 
-from shardstore.compact import create_segment, discard_segments
+from shardstore.compact import create_segment, discard_segments, sweep
 from shardstore.errors import Conflict, Deleted, InvalidRequest, NotFound, describe
 from shardstore.layout import SEQ_MAX
 from shardstore.log import SessionLog
@@ -141,6 +141,9 @@ def _bear_with(
     if not ours:
         discard_segments(log, segments)
         raise Conflict(describe("session was born meanwhile; append to it instead", session=log.id))
+    with log.backend.exclusive(log.keys.folder) as held:
+        if held:  # what a killed import left here must not be taken for this one's, should the manifest be lost
+            sweep(log)
     log.backend.advise(log.keys.folder, last)  # a sign that there was a session, should its manifest ever be lost
     return last
 

@@ -105,15 +105,17 @@ class SessionLog:
 
     def require_unborn(self) -> None:
         """Raise Corrupt if there is no manifest where there must have been one; a new one would bury the old log."""
-        if not self.is_headless():
+        if self._is_born() or not self.is_headless() or self._is_born():
             return
+        where = self.keys.manifest
+        raise Corrupt(describe("the manifest is missing; run verify, then repair", session=self.id, where=where))
+
+    def _is_born(self) -> bool:
         try:
             self.glance()
         except NotFound:
-            where = self.keys.manifest
-            raise Corrupt(
-                describe("the manifest is missing; run verify, then repair", session=self.id, where=where)
-            ) from None
+            return False
+        return True
 
     # -------------------------------------------------------------- shards
 

@@ -7,7 +7,6 @@ spent as `lost`. Run it while nobody appends: it alone may replace a shard (a to
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -19,33 +18,22 @@ from shardstore.manifest import Durability, Manifest, SegmentRef, encode_manifes
 from shardstore.record import (
     DELETE,
     FORMAT,
-    HEADER_BYTES_MAX,
     LOST,
-    Header,
     control_shard,
-    decode_header,
     decode_shard,
-    encode_header,
     open_shard,
 )
+from shardstore.salvage import Known, index_of, is_record, salvaged, scanned, whole
 from shardstore.segment import (
-    INDEX_ENTRIES,
     TRAILER_BYTES,
-    IndexEntry,
     SegmentIndex,
-    decode_index_page,
     decode_trailer,
-    index_page_range,
-    kind_of,
     segment_size,
-    span,
 )
 from shardstore.verify import LOST_RECORD, Finding, verify_session, walk_segment
 from shardstore.writer import bear, lost_draft, new_nonce, now_ms
 
 __all__ = ["repair_session"]
-
-_HEADER_START = b'{"shardstore":'
 
 
 def repair_session(log: SessionLog) -> list[Finding]:
@@ -79,15 +67,29 @@ def _repair_manifest(log: SessionLog) -> None:
         log.glance()
     except NotFound:
         if log.is_headless():
-            bear(log, "sync", _rebuilt(log))
+            bear(log, "sync", _spent(log, _rebuilt(log, b"")))
     except UnsupportedFormat:
         raise
     except Corrupt:
         seen = log.backend.look(log.keys.manifest, None)
         if seen is not None:
             keep_damaged(log, f"manifest-{new_nonce()}.json", seen.data)
-            rebuilt = _with_facts_of(seen.data, _rebuilt(log), empty=not log.listed(0))
+            rebuilt = _with_facts_of(seen.data, _rebuilt(log, seen.data), empty=not log.listed(0))
             log.backend.replace(log.keys.manifest, encode_manifest(rebuilt), seen)
+
+
+def _spent(log: SessionLog, rebuilt: Manifest) -> Manifest:
+    """Spend the seqs up to the hint where nothing else is left: the id was used, and its seqs must not start again.
+
+    A deletion leaves nothing, so that is what it was; but for bytes in `damaged/`, which a tombstone would sweep.
+    """
+    hint = log.backend.hint(log.keys.folder)
+    if rebuilt.watermark or log.listed(0) or not hint:
+        return rebuilt
+    if hint <= HOLES_MAX and any(True for _ in log.backend.list(log.keys.damaged)):
+        lost = _write(log, 1, [None] * hint, rebuilt.generation)
+        return replace(rebuilt, generation=rebuilt.generation + 1, watermark=hint, segments=(lost,))
+    return replace(rebuilt, state="deleted", watermark=hint)
 
 
 def _with_facts_of(damaged: bytes, rebuilt: Manifest, *, empty: bool) -> Manifest:
@@ -112,42 +114,59 @@ def _with_facts_of(damaged: bytes, rebuilt: Manifest, *, empty: bool) -> Manifes
     return replace(rebuilt, state="closing") if state == b"closing" else rebuilt
 
 
-def _rebuilt(log: SessionLog) -> Manifest:
-    """Return a manifest that covers what the segment files hold: from seq 1 on, always the longest that fits."""
+def _rebuilt(log: SessionLog, damaged: bytes) -> Manifest:
+    """Return a manifest that covers what the segment files hold: from seq 1 on, always the longest that fits.
+
+    Those that the `damaged` manifest seems to name come first.
+    """
     names = [(name, parsed) for name in log.backend.list(log.keys.segments) if (parsed := parse_segment_name(name))]
     generation = max((parsed[2] for _, parsed in names), default=0) + 1
-    lowest = min(log.listed(0), default=SEQ_MAX)
-    candidates = [
-        _reference(log, name) or _rescued(log, name, generation)
-        for name, (_, last, base, _) in names
-        if base > 0 or lowest > last  # a killed import is shadowed by the shards of the session that was born instead
-    ]
-    found = [segment for segment in candidates if segment is not None]
+    # A merge swallows the newest segments, so what an import bore lies below all that was compacted since; anything
+    # else with base 0 was left by an import that was killed because the session had been born meanwhile.
+    lowest = min([*log.listed(0), *(parsed[0] for _, parsed in names if parsed[2] > 0)], default=SEQ_MAX)
+    named = {name for name, parsed in names if _seems_named(parsed, damaged)}
+    ours = [name for name, (_, last, base, _) in names if base > 0 or (last < lowest and (name in named or not named))]
+    found = [segment for name in ours if (segment := _reference(log, name)) is not None]
+    torn = set(ours) - {segment_name(segment) for segment in found}
+    found += [segment for name in sorted(torn) if (segment := _rescued(log, name, found)) is not None]
     chain: list[SegmentRef] = []
     top = max([segment.last for segment in found] + [0])
     while (first := chain[-1].last + 1 if chain else 1) <= top:
         fitting = [segment for segment in found if segment.first == first]
         if fitting:
-            chain.append(max(fitting, key=lambda segment: (segment.base > 0, segment.last, segment.base)))
+            chain.append(max(fitting, key=lambda s: (segment_name(s) in named, s.base > 0, s.last, s.base)))
         else:
             upto = min((segment.first - 1 for segment in found if segment.first > first), default=top)
             if upto - first >= HOLES_MAX:
                 break  # what lies behind so wide a gap is nobody's record
-            chain.append(_write(log, first, [log.shard(seq) for seq in range(first, upto + 1)], generation))
+            base = generation if all(segment.base for segment in found if segment.first > first) else 0
+            chain.append(_write(log, first, [log.shard(seq) for seq in range(first, upto + 1)], base))
     last = chain[-1].last if chain else 0
     nonce = new_nonce()
     manifest = Manifest(FORMAT, generation + 1, nonce, nonce, now_ms(), "sync", "open", False, last, tuple(chain))
     return manifest if not _was_deleted(log, manifest) else replace(manifest, state="closing")
 
 
-def _rescued(log: SessionLog, name: str, generation: int) -> SegmentRef | None:
-    """Write anew what can be read of a segment whose trailer is damaged; keep the original in `damaged/`."""
-    first, last, _, _ = parse_segment_name(name) or (0, 0, 0, "")
+def _rescued(log: SessionLog, name: str, intact: list[SegmentRef]) -> SegmentRef | None:
+    """Write anew what can be read of a segment whose trailer is damaged; keep the original in `damaged/`.
+
+    What it lacks may still be found in the `intact` segments.
+    """
+    first, last, base, _ = parse_segment_name(name) or (0, 0, 0, "")
     data = log.backend.read(f"{log.keys.segments}/{name}") or b""
     if last < first or last - first >= len(data):
         return None  # a record takes more than a byte: this name promises what the file can't hold
     keep_damaged(log, name, data)
-    return _write(log, first, _scanned(data, last - first + 1), generation)
+    shards = scanned(data, last - first + 1)
+    for other in intact:
+        _fill_from(log, other, first, shards, [None] * len(shards))
+    return _write(log, first, shards, base)
+
+
+def _seems_named(parsed: tuple[int, int, int, str], damaged: bytes) -> bool:
+    """Say whether a damaged manifest names a segment: one flipped bit spoils its nonce or its range, not both."""
+    first, last, base, nonce = parsed
+    return nonce.encode() in damaged or b'"first":%d,"last":%d,"base":%d,' % (first, last, base) in damaged
 
 
 def _reference(log: SessionLog, name: str) -> SegmentRef | None:
@@ -198,123 +217,74 @@ def _repair_segments(log: SessionLog, damaged: set[str]) -> None:
 
 
 def _mended(log: SessionLog, manifest: Manifest, segment: SegmentRef) -> SegmentRef:
-    """Return a new segment with what can be rescued of a damaged one."""
+    """Return a new segment with what can be rescued of a damaged one.
+
+    It keeps the base generation, which says whether an import bore the records or a compactor gathered them.
+    """
     name = segment_name(segment)
     data = log.backend.read(f"{log.keys.segments}/{name}")
     count = segment.last - segment.first + 1
     shards: list[bytes | None] = [None] * count
+    known: list[Known | None] = [None] * count
     if data is not None:
         keep_damaged(log, name, data)
-        shards = _salvaged(segment, data)
+        shards = salvaged(segment, data, new_nonce)
+        known = index_of(segment, data)
     for other in list(log.backend.list(log.keys.segments)):  # one that was not swept yet may still have them
         reference = _reference(log, other) if None in shards and other != name else None
         if reference is not None and reference.base <= manifest.generation:
-            _fill_from(log, reference, segment, shards)
-    shards = [shard if shard is not None else log.shard(seq) for seq, shard in enumerate(shards, segment.first)]
-    return _write(log, segment.first, shards, manifest.generation)
+            _fill_from(log, reference, segment.first, shards, known)
+    swept = _swept(log, manifest.watermark) if None in shards else 0
+    for number, shard in enumerate(shards):
+        if shard is None:
+            shards[number] = _unswept(log, segment.first + number, known[number], swept)
+    return _write(log, segment.first, shards, segment.base)
 
 
-def _fill_from(log: SessionLog, other: SegmentRef, segment: SegmentRef, shards: list[bytes | None]) -> None:
+def _fill_from(
+    log: SessionLog, other: SegmentRef, first: int, shards: list[bytes | None], known: list[Known | None]
+) -> None:
+    """Fill what is missing of the records from seq `first` on with those of another segment.
+
+    What is known of a record decides; where nothing is, only a compactor's segment is believed: one of base 0 may have
+    been left by an import that lost against this session's birth.
+    """
     try:
         for seq, shard, _ in walk_segment(log, other, other.first):
-            if segment.first <= seq <= segment.last and shards[seq - segment.first] is None:
-                shards[seq - segment.first] = shard
+            number = seq - first
+            if shard is None or not 0 <= number < len(shards) or shards[number] is not None:
+                continue
+            if other.base > 0 if known[number] is None else is_record(shard, known[number]):
+                shards[number] = shard
     except (Corrupt, Vanished):
         return  # what it gave up to here was verified record by record
 
 
-def _salvaged(segment: SegmentRef, data: bytes) -> list[bytes | None]:
-    """Return each record's bytes where they read back: by the index where that is whole, else by scanning."""
-    out: list[bytes | None] = []
-    position = unknown = 0
-    for number, entries in enumerate(_readable_pages(segment, data)):
-        if entries is None:
-            unknown += min(INDEX_ENTRIES, segment.last - segment.first + 1 - number * INDEX_ENTRIES)
-            continue
-        out += _scanned(data[position : entries[0][0]], unknown)
-        unknown = 0
-        out += [_kept(entry, data) for entry in entries]
-        position = sum(span(entries[-1]))
-    return out + _scanned(data[position : segment.data], unknown)
+def _swept(log: SessionLog, watermark: int) -> int:
+    """Return how far a sweep came that was killed: it deletes in the order of seqs, so what it left reaches W.
 
-
-def _kept(entry: IndexEntry, data: bytes) -> bytes | None:
-    """Return a record's bytes if its payload is what the index says, under a new header if its own is damaged.
-
-    Such a record reads back in views, so it stays; its facts are those that can still be read.
+    A lone shard at W is as likely a ghost, which a writer leaves that came a moment too late.
     """
-    offset, length = span(entry)
-    shard = data[offset : offset + length]
-    whole = _whole(shard)
-    head, payload = shard[: entry[2]], shard[entry[2] :]
-    if whole is not None or not payload or len(payload) != entry[1] or zlib.crc32(payload) != entry[3]:
-        return whole
-    facts = {name.decode(): value for name, value in re.findall(rb'"(\w+)":"?([^",{}]*)"?', head)}
-    at_ms, base = (int(value) if (value := facts.get(name, b"")).isdigit() else 0 for name in ("at", "base"))
-    source, key = (facts.get(name, b"").decode(errors="replace") for name in ("source", "key"))
-    header = Header(
-        FORMAT,
-        kind_of(entry[4]),
-        source or "unknown",
-        at_ms,
-        base or None,
-        key if key not in ("", "null") else None,
-        new_nonce(),
-        len(payload),
-    )
-    return encode_header(header, payload) + payload
+    present = set(log.listed(0))
+    swept = watermark
+    while swept in present:
+        swept -= 1
+    return swept if watermark - swept > 1 else watermark
 
 
-def _readable_pages(segment: SegmentRef, data: bytes) -> Iterator[list[IndexEntry] | None]:
-    for number in range(-(-(segment.last - segment.first + 1) // INDEX_ENTRIES)):
-        offset, length = index_page_range(segment, number)
-        try:
-            yield decode_index_page(segment, number, data[offset : offset + length], what="")
-        except Corrupt:
-            yield None
+def _unswept(log: SessionLog, seq: int, known: Known | None, swept: int) -> bytes | None:
+    """Return the shard at a compacted seq if it is the record that lay there; keep it in `damaged/` if it may not be.
 
-
-def _whole(shard: bytes) -> bytes | None:
-    """Return `shard` if it reads back, None if it is damaged. Raises UnsupportedFormat: that is for a newer version."""
+    At or below `swept` it may be a ghost, left by a writer that was killed before it could look.
+    """
     try:
-        decode_shard(shard, what="")
+        shard = log.shard(seq)
     except Corrupt:
         return None
+    if shard is not None and not (is_record(shard, known) or (known is None and seq > swept)):
+        keep_damaged(log, shard_name(seq), shard)
+        return None
     return shard
-
-
-def _scanned(data: bytes, expected: int) -> list[bytes | None]:
-    """Find `expected` records without an index.
-
-    A record whose payload alone is damaged is stepped over by its header's length. Where a header is damaged, the
-    records before the first and after the last such place have certain seqs; those between stay in `damaged/` only.
-    """
-    runs: list[list[bytes | None]] = [[]]
-    at = 0
-    while 0 <= at < len(data):
-        length = _shard_length(data, at)
-        if length:
-            runs[-1].append(_whole(data[at : at + length]))
-            at += length
-        else:
-            runs.append([])
-            at = data.find(_HEADER_START, at + 1)
-    head = runs[0][:expected]
-    room = expected - len(head)
-    likely = max(room - 1, 0)  # where a run broke lies a record at least; more would be shards quoted in its payload
-    tail = runs[-1][max(len(runs[-1]) - likely, 0) :] if len(runs) > 1 else []
-    return [*head, *[None] * (room - len(tail)), *tail]
-
-
-def _shard_length(data: bytes, at: int) -> int:
-    """Return the length of the shard at `at` by its header; 0 unless another one, or the end, follows it there."""
-    end = data.find(b"\n", at, at + HEADER_BYTES_MAX) + 1
-    try:
-        length = end - at + decode_header(data[at:end], what="").length if end else 0
-    except Corrupt:
-        return 0
-    follows = at + length == len(data) or data.startswith(_HEADER_START, at + length)
-    return length if follows or _whole(data[at : at + length]) else 0
 
 
 def _write(log: SessionLog, first: int, shards: list[bytes | None], generation: int) -> SegmentRef:
@@ -322,7 +292,7 @@ def _write(log: SessionLog, first: int, shards: list[bytes | None], generation: 
 
     def parts() -> Iterator[bytes]:
         for shard in shards:
-            data = shard if shard is not None and _whole(shard) is not None else _lost()
+            data = shard if shard is not None and whole(shard) is not None else _lost()
             index.add(*open_shard(data, what=""))
             yield data
 
@@ -353,7 +323,7 @@ def _repair_shard(log: SessionLog, manifest: Manifest, seq: int, *, far: bool) -
     key = log.keys.shard(seq)
     try:
         data = log.shard(seq)
-        if data is None or (not far and (manifest.durability == "none" or _whole(data) is not None)):
+        if data is None or (not far and (manifest.durability == "none" or whole(data) is not None)):
             return
     except (Corrupt, UnsupportedFormat):
         return  # no file of ours, or of a newer version; verify names it, and only a human can say what to do

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from shardstore.backends.base import Backend, Draft
@@ -228,6 +229,7 @@ class Store:
         Each item is a raw line (kept verbatim, kind `turn`, source `import`) or a `NewRecord`. It either exists whole
         afterwards or not at all. Memory stays bounded. Raises Conflict if the session exists.
         """
+        _check_options(durability or "sync", 1, None)
         return ingest(
             SessionLog(self._backend, id),
             records,
@@ -242,6 +244,8 @@ class Store:
 
         A session that can't be compacted has its report say why in `error`, and the others go on.
         """
+        with suppress(Unavailable):  # a stray of the store's own birth is no reason to compact nothing
+            self._backend.sweep_temps("")
         return [self._compact(id_) for id_ in self._walk(on_progress)]
 
     def _compact(self, id_: str) -> CompactReport:
@@ -260,9 +264,12 @@ class Store:
             on_progress(len(ids), len(ids))
 
     def _exists(self, id_: str) -> bool:
-        """Say whether there is a session, be it one that has lost its manifest: whoever works on it says so."""
-        there = self._backend.read(SessionKeys(id_).manifest, length=0) is not None
-        return there or SessionLog(self._backend, id_).is_headless()
+        """Say whether there is a session, or something in its place that whoever works on it will tell of."""
+        try:
+            there = self._backend.read(SessionKeys(id_).manifest, length=0) is not None
+            return there or SessionLog(self._backend, id_).is_headless()
+        except ShardstoreError:
+            return True
 
     def verify(self, *, on_progress: Progress | None = None) -> list[Finding]:
         """Read everything in the store; return every damage and every oddity, by session."""

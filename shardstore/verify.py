@@ -6,6 +6,7 @@ damaged only if the manifest, looked at afterwards, still wants it.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -28,6 +29,7 @@ from shardstore.segment import KEY_PAIRS, TRAILER_BYTES, TURN_FLAG, IndexEntry, 
 __all__ = ["LOST_RECORD", "Finding", "verify_session", "walk_segment"]
 
 LOST_RECORD = "lost-record"
+UNREADABLE = "the disk can't read it; copy the store to another one, then repair the copy"
 READ_BYTES = 8 << 20
 _KNOWN = {"manifest.json", "head", SHARDS, SEGMENTS, DAMAGED}
 
@@ -138,6 +140,10 @@ class _SegmentCheck:
                 raise
             advice = "restore it from a backup; repair marks its records lost"
             self._add("missing-segment", (segment.first, segment.last), advice)
+        except Unavailable as error:
+            if error.errno != errno.EIO:
+                raise
+            self._add("unreadable-segment", seqs, UNREADABLE)
         except UnsupportedFormat as error:
             self._add("newer-format", seqs, f"upgrade shardstore ({error})")
         except Corrupt as error:
@@ -227,6 +233,7 @@ def _shards(log: SessionLog, manifest: Manifest) -> list[Finding]:
 
 
 _ADVICE = {
+    "unreadable-shard": UNREADABLE,
     "foreign-object": "this is no file of the store's; look what it is, move it away, then repair",
     "newer-format": "a newer shardstore wrote it: upgrade this one",
     "torn-shard": "restore it from a backup; repair marks it lost and keeps the original in damaged/",
@@ -239,6 +246,10 @@ def _shard_damage(log: SessionLog, seq: int) -> str:
         data = log.shard(seq)
     except Corrupt:
         return "foreign-object"
+    except Unavailable as error:
+        if error.errno != errno.EIO:
+            raise
+        return "unreadable-shard"
     try:
         if data is not None and _is_lost(decode_shard(data, what=log.keys.shard(seq))[0]):
             return LOST_RECORD

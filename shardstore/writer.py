@@ -258,6 +258,7 @@ class Writer:
             self._withdraw(seq)
             raise
         except (NotFound, Unavailable, Corrupt, UnsupportedFormat) as error:
+            self._head = -1  # the next append begins with a look, and is refused before it leaves another record
             raise OutcomeUnknown(
                 describe(
                     "a record is visible, but the manifest can't be read", seq=seq, nonce=nonce, reason=str(error)

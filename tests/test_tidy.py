@@ -18,7 +18,7 @@ ENGINE = ROOT / "shardstore"
 FLOORS: list[set[str]] = [
     {"errors", "forksafe"},
     {"record", "manifest", "layout", "segment"},
-    {"backends"},
+    {"backends", "salvage"},
     {"log"},
     {"reader"},
     {"judge"},

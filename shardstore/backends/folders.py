@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -29,6 +30,7 @@ class Folders:
         self.root = Folder(syscalls.open_folder(root, None))
         self._held: dict[str, Folder] = {}
         self.kept: Callable[[str], Folder | None] = self._held.get  # whoever uses what it returns sets its `used`
+        _alive.add(self)
 
     def get(self, prefix: str) -> Folder:
         """Return the folder, opened if need be; raises FileNotFoundError if there is none."""
@@ -101,3 +103,15 @@ class Folders:
     def clear(self) -> None:
         """Let go of all of them but the root."""
         self._held.clear()
+
+
+_alive: weakref.WeakSet[Folders] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    """Share no open file description with the parent: the kernel reports a lost write once for each of them."""
+    for folders in list(_alive):
+        folders.renew()
+
+
+os.register_at_fork(after_in_child=_in_child)

@@ -44,4 +44,6 @@ class GroupSync:
             except OSError as error:
                 self._failure = (error.errno, str(error.strerror))
                 raise
+            if self._failure is not None:  # a signal handler flushed in between, and took the kernel's one report
+                raise OSError(*self._failure)
             self._covered = max(self._covered, upto)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import click
@@ -178,7 +179,8 @@ def _fail(code: int, message: str) -> int:
         flush()
     except (OSError, ReaderGone):  # stdout is gone as well: the message below is all that can still be said
         _forget_stdout()
-    complain(message)
+    with suppress(OSError):  # the code says enough
+        complain(message)
     return code
 
 

@@ -84,7 +84,7 @@ def _listed(
             info = store.session(session_id, create=False).info()
         except shardstore.NotFound:  # a folder without a session: an import under way, or one that never ended
             continue
-        except (shardstore.Corrupt, shardstore.UnsupportedFormat) as error:
+        except (shardstore.Corrupt, shardstore.UnsupportedFormat, shardstore.Unavailable) as error:
             damaged.append(error)
             continue
         if show_all or (info.state == "open" and not info.archived):

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -82,12 +83,12 @@ def import_files(
                     count = _import_one(store, name, file, advance, durability)
             except (shardstore.ShardstoreError, OSError) as error:
                 failed.append((file, error))
-            if as_json:
-                reason = words_of(failed[-1][1]) if count is None else None
-                write_json({"session": name, "file": file, "records": count, "error": reason})
-            elif count is not None:
-                write_line(f"{visible(name)}: {counted(count, 'record')} from {visible(file)}")
-            flush()
+            with _telling(f"{visible(name)} was imported" if count is not None else "nothing was imported"):
+                if as_json:
+                    reason = words_of(failed[-1][1]) if count is None else None
+                    write_json({"session": name, "file": file, "records": count, "error": reason})
+                elif count is not None:
+                    write_line(f"{visible(name)}: {counted(count, 'record')} from {visible(file)}")
     _tell_failed(failed, len(named))
 
 
@@ -193,7 +194,8 @@ def append(
 
     When this prints a seq, the record is on the disk, once, at that seq, and stays there whatever crashes next. All
     of it is committed or nothing. Each TEXT is a line and must be JSON, in which there is no NaN and no Infinity; so
-    must the lines of stdin, which are kept byte for byte. --raw takes any line, but no empty TEXT.
+    must the lines of stdin, which are kept byte for byte. --raw takes any line, but no empty TEXT. With --each-line,
+    what was printed stays committed if a later line is refused; blank lines are left out unless --raw.
 
     \b
     Examples:  shardstore append a '{"role":"user","content":"hi"}'
@@ -206,13 +208,22 @@ def append(
         session = store.session(session_id)
         for entries in _records(texts, each_line=each_line, raw=raw):
             receipt = session.append(entries, kind=kind, source=source, key=key, if_no_turn_since=if_no_turn_since)
-            if as_json:
-                write_json(of_receipt(receipt))
-            else:
-                already = ", which held this key already" if receipt.duplicate else ""
-                write_line(f"{visible(receipt.session)}: record {receipt.seq}{already}")
-            if each_line:
-                flush()
+            with _telling(f"committed as record {receipt.seq}"):
+                if as_json:
+                    write_json(of_receipt(receipt))
+                else:
+                    already = ", which held this key already" if receipt.duplicate else ""
+                    write_line(f"{visible(receipt.session)}: record {receipt.seq}{already}")
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Print what was done; where stdout can't take it, tell on stderr, and never that nothing was done."""
+    try:
+        yield
+        flush()
+    except OSError as error:
+        raise shardstore.OutcomeUnknown(f"{what}, but stdout can't be written: {words_of(error)}") from error
 
 
 def _records(texts: tuple[str, ...], *, each_line: bool, raw: bool) -> Iterator[bytes]:
@@ -227,13 +238,16 @@ def _records(texts: tuple[str, ...], *, each_line: bool, raw: bool) -> Iterator[
     elif sys.stdin.isatty():
         raise click.UsageError("nothing to append: give TEXT, or pipe lines to stdin")
     elif each_line:
-        payloads = (line for line in _lines(sys.stdin.buffer, "-", no_progress) if line.strip())
+        payloads = _lines(sys.stdin.buffer, "-", no_progress)
     else:
         payloads = iter([_whole_stdin()])
+    first = 1
     for payload in payloads:
         if not raw:
-            _check_json(payload)
-        yield payload
+            _check_json(payload, first)
+        first += payload.count(b"\n")
+        if raw or payload.strip():
+            yield payload
 
 
 def _whole_stdin() -> bytes:
@@ -248,13 +262,13 @@ def _whole_stdin() -> bytes:
     return payload
 
 
-def _check_json(payload: bytes) -> None:
-    """Raise InvalidRequest for the first line that is not JSON."""
-    for number, line in enumerate(payload.split(b"\n"), start=1):
+def _check_json(payload: bytes, first: int) -> None:
+    """Raise InvalidRequest for the first line that is not JSON; `first` is the number of the payload's first line."""
+    for number, line in enumerate(payload.split(b"\n"), start=first):
         if not line.strip():
             continue
         try:
-            json.loads(line, parse_constant=_refuse_constant)
+            json.loads(line.decode(), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
             start = line[:60].decode("utf-8", "backslashreplace")
             raise shardstore.InvalidRequest(
@@ -284,10 +298,12 @@ def archive(settings: Settings, session_id: str, undo: bool, as_json: bool) -> N
             session.unarchive()
         else:
             session.archive()
-    if as_json:
-        write_json({"session": session_id, "archived": not undo})
-    else:
-        write_line(f"{visible(session_id)}: {'back from the archive' if undo else 'archived'}")
+    done = "back from the archive" if undo else "archived"
+    with _telling(done):
+        if as_json:
+            write_json({"session": session_id, "archived": not undo})
+        else:
+            write_line(f"{visible(session_id)}: {done}")
 
 
 @click.command("delete", short_help="Delete a session for good.")
@@ -315,10 +331,11 @@ def delete(settings: Settings, session_id: str, yes: bool, as_json: bool) -> Non
                 note("nothing was deleted")
                 click.get_current_context().exit(EXIT_FAILED)
         session.delete()
-    if as_json:
-        write_json({"session": session_id, "deleted": True})
-    else:
-        write_line(f"{visible(session_id)}: deleted")
+    with _telling("deleted"):
+        if as_json:
+            write_json({"session": session_id, "deleted": True})
+        else:
+            write_line(f"{visible(session_id)}: deleted")
 
 
 COMMANDS = [import_files, append, archive, delete]

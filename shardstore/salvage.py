@@ -1,0 +1,175 @@
+"""Salvage: what can still be read of a damaged segment's bytes.
+
+Rule: pure. A record is given back at the seq that it certainly had, or not at all; a record whose payload is what the
+index says reads back in views, so it stays, under a new header if its own is damaged.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from shardstore.errors import Corrupt, UnsupportedFormat
+from shardstore.manifest import SegmentRef
+from shardstore.record import (
+    FORMAT,
+    HEADER_BYTES_MAX,
+    Header,
+    decode_header,
+    decode_shard,
+    encode_header,
+    open_shard,
+)
+from shardstore.segment import (
+    INDEX_ENTRIES,
+    KEY_PAIRS,
+    IndexEntry,
+    decode_index_page,
+    decode_key_page,
+    index_page_range,
+    key_hash,
+    key_page_range,
+    kind_of,
+    span,
+)
+
+__all__ = ["Known", "index_of", "is_record", "salvaged", "scanned", "whole"]
+
+_HEADER_START = b'{"shardstore":'
+
+Known: TypeAlias = tuple[int, int]  # payload length in bytes and CRC32
+
+
+def index_of(segment: SegmentRef, data: bytes) -> list[Known | None]:
+    """Return what the readable index pages of a segment know, record by record."""
+    out: list[Known | None] = []
+    for number, entries in enumerate(_readable_pages(segment, data)):
+        here = min(INDEX_ENTRIES, segment.last - segment.first + 1 - number * INDEX_ENTRIES)
+        out += [None] * here if entries is None else [(entry[1], entry[3]) for entry in entries]
+    return out
+
+
+def is_record(shard: bytes, known: Known | None) -> bool:
+    """Say whether a shard is the record of which an index knows payload length and CRC32."""
+    try:
+        _, payload, _, crc32 = open_shard(shard, what="")
+    except Corrupt:
+        return False
+    return known == (len(payload), crc32)
+
+
+def salvaged(segment: SegmentRef, data: bytes, nonce: Callable[[], str]) -> list[bytes | None]:
+    """Return each record's bytes where they read back: by the index where that is whole, else by scanning."""
+    out: list[bytes | None] = []
+    position = unknown = 0
+    pairs = _readable_pairs(segment, data)
+    for number, entries in enumerate(_readable_pages(segment, data)):
+        if entries is None:
+            unknown += min(INDEX_ENTRIES, segment.last - segment.first + 1 - number * INDEX_ENTRIES)
+            continue
+        out += scanned(data[position : entries[0][0]], unknown)
+        unknown = 0
+        first = segment.first + len(out)
+        out += [_kept(entry, data, pairs, seq, nonce) for seq, entry in enumerate(entries, first)]
+        position = sum(span(entries[-1]))
+    return out + scanned(data[position : segment.data], unknown)
+
+
+def _kept(
+    entry: IndexEntry, data: bytes, pairs: set[tuple[int, int]], seq: int, nonce: Callable[[], str]
+) -> bytes | None:
+    """Return a record's bytes if its payload is what the index says, under a new header if its own is damaged.
+
+    Such a record reads back in views, so it stays; its facts are those that can still be read. Its key stays only if
+    the footer has its hash: a wrong one would answer for a record that was never written.
+    """
+    offset, length = span(entry)
+    shard = data[offset : offset + length]
+    intact = whole(shard)
+    head, payload = shard[: entry[2]], shard[entry[2] :]
+    if intact is not None or not payload or len(payload) != entry[1] or zlib.crc32(payload) != entry[3]:
+        return intact
+    source, at_ms, base, key = _facts(head)
+    if key is None or (key_hash(key), seq) not in pairs:
+        key = None
+    header = Header(FORMAT, kind_of(entry[4]), source or "unknown", at_ms, base, key, nonce(), len(payload))
+    return encode_header(header, payload) + payload
+
+
+def _facts(head: bytes) -> tuple[str, int, int | None, str | None]:
+    """Return source, time, base and key of a damaged header line, as far as they can be made out."""
+    try:
+        header = decode_header(head, what="")
+    except (Corrupt, UnsupportedFormat):
+        found = {name.decode(): value for name, value in re.findall(rb'"(\w+)":"?([^"\\]*)["}]', head)}
+        digits = dict(re.findall(rb'"(at|base)":(\d{1,19})', head))
+        at_ms, base = int(digits.get(b"at", 0)), int(digits.get(b"base", 0))
+        source, key = (found.get(name, b"").decode(errors="replace") for name in ("source", "key"))
+        return source, at_ms, base or None, key or None
+    return header.source, header.at_ms, header.base, header.key
+
+
+def _readable_pairs(segment: SegmentRef, data: bytes) -> set[tuple[int, int]]:
+    """Return the (key hash, seq) pairs of those key pages that can be read."""
+    pairs: set[tuple[int, int]] = set()
+    for number in range(-(-segment.keys // KEY_PAIRS)):
+        offset, length = key_page_range(segment, number)
+        try:
+            pairs.update(decode_key_page(segment, number, data[offset : offset + length], what=""))
+        except Corrupt:
+            continue
+    return pairs
+
+
+def _readable_pages(segment: SegmentRef, data: bytes) -> Iterator[list[IndexEntry] | None]:
+    for number in range(-(-(segment.last - segment.first + 1) // INDEX_ENTRIES)):
+        offset, length = index_page_range(segment, number)
+        try:
+            yield decode_index_page(segment, number, data[offset : offset + length], what="")
+        except Corrupt:
+            yield None
+
+
+def whole(shard: bytes) -> bytes | None:
+    """Return `shard` if it reads back, None if it is damaged. Raises UnsupportedFormat: that is for a newer version."""
+    try:
+        decode_shard(shard, what="")
+    except Corrupt:
+        return None
+    return shard
+
+
+def scanned(data: bytes, expected: int) -> list[bytes | None]:
+    """Find `expected` records without an index.
+
+    A record whose payload alone is damaged is stepped over by its header's length. Where a header is damaged, the
+    records before the first and after the last such place have certain seqs; those between stay in `damaged/` only.
+    """
+    runs: list[list[bytes | None]] = [[]]
+    at = 0
+    while 0 <= at < len(data):
+        length = _shard_length(data, at)
+        if length:
+            runs[-1].append(whole(data[at : at + length]))
+            at += length
+        else:
+            runs.append([])
+            at = data.find(_HEADER_START, at + 1)
+    head = runs[0][:expected]
+    room = expected - len(head)
+    likely = max(room - 1, 0)  # where a run broke lies a record at least; more would be shards quoted in its payload
+    tail = runs[-1][max(len(runs[-1]) - likely, 0) :] if len(runs) > 1 else []
+    return [*head, *[None] * (room - len(tail)), *tail]
+
+
+def _shard_length(data: bytes, at: int) -> int:
+    """Return the length of the shard at `at` by its header; 0 unless another one, or the end, follows it there."""
+    end = data.find(b"\n", at, at + HEADER_BYTES_MAX) + 1
+    try:
+        length = end - at + decode_header(data[at:end], what="").length if end else 0
+    except (Corrupt, UnsupportedFormat):  # only a header whose checksum holds may call itself newer
+        return 0
+    follows = at + length == len(data) or data.startswith(_HEADER_START, at + length)
+    return length if follows or whole(data[at : at + length]) else 0
