@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from shardstore.backends.base import Draft, Seen
@@ -268,4 +269,7 @@ def sweep(log: SessionLog) -> int:
     for key in doomed:
         backend.delete(key)
     folders = (keys.folder, keys.shards, keys.segments)
-    return len(doomed) + sum(backend.sweep_temps(folder, every=deleted) for folder in folders)
+    swept = len(doomed) + sum(backend.sweep_temps(folder, every=deleted) for folder in folders)
+    with suppress(Corrupt):  # something else lies in its place, and nothing depends on it
+        swept += backend.sweep_temps(keys.damaged, every=deleted)
+    return swept

@@ -94,7 +94,9 @@ def segment_name(segment: SegmentRef) -> str:
 def parse_segment_name(name: str) -> tuple[int, int, int, str] | None:
     """Return (first seq, last seq, base generation, nonce) of a segment's file name, or None for any other name."""
     match = _SEGMENT.fullmatch(name)
-    return (int(match[1]), int(match[2]), int(match[3]), match[4]) if match and name.isascii() else None
+    if not match or not name.isascii() or not 0 < int(match[1]) <= int(match[2]) <= SEQ_MAX:
+        return None
+    return int(match[1]), int(match[2]), int(match[3]), match[4]
 
 
 class SessionKeys:

@@ -97,7 +97,7 @@ def _with_facts_of(damaged: bytes, rebuilt: Manifest, *, empty: bool) -> Manifes
     facts = dict(re.findall(rb'"(\w+)":"?(\w+)"?', damaged))
     durability: Durability = "none" if facts.get(b"durability") == b"none" else "sync"
     generation, created_at, watermark = (
-        int(value) if (value := facts.get(name, b"")).isdigit() else 0
+        int(value) if (value := facts.get(name, b"")).isdigit() and len(value) < 20 else 0
         for name in (b"generation", b"created_at", b"watermark")
     )
     rebuilt = replace(
@@ -177,11 +177,12 @@ def _reference(log: SessionLog, name: str) -> SegmentRef | None:
         return None
     first, last, base, nonce = parsed
     try:
-        _, count, length, keys = decode_trailer(data[-TRAILER_BYTES:], what=name)
+        start, count, length, keys = decode_trailer(data[-TRAILER_BYTES:], what=name)
     except (Corrupt, UnsupportedFormat):
         return None
     size = segment_size(length, count, keys)
-    return SegmentRef(first, last, base, nonce, length, keys, size) if size == len(data) else None
+    own = (start, count, size) == (first, last - first + 1, len(data))
+    return SegmentRef(first, last, base, nonce, length, keys, size) if own else None
 
 
 def _was_deleted(log: SessionLog, manifest: Manifest) -> bool:

@@ -24,7 +24,16 @@ from operator import add, itemgetter
 from typing import TypeAlias
 
 from shardstore.errors import Corrupt, UnsupportedFormat, describe
-from shardstore.manifest import SegmentRef
+from shardstore.manifest import (
+    CRC_BYTES,
+    ENTRY_BYTES,
+    INDEX_ENTRIES,
+    KEY_PAIRS,
+    PAIR_BYTES,
+    TRAILER_BYTES,
+    SegmentRef,
+    segment_size,
+)
 from shardstore.record import FORMAT, KINDS, Header, Kind, counts_as_turn
 
 __all__ = [
@@ -46,8 +55,6 @@ __all__ = [
     "span",
 ]
 
-INDEX_ENTRIES = 128
-KEY_PAIRS = 256
 TURN_FLAG = 0x80
 _LF = 0x0A
 
@@ -55,8 +62,11 @@ _ENTRY = struct.Struct("<QQIIII")
 _PAIR = struct.Struct("<QQ")
 _CRC = struct.Struct("<I")
 _TRAILER = struct.Struct("<8sIQQQQ")
+assert (_ENTRY.size, _PAIR.size, _CRC.size, _TRAILER.size + _CRC.size) == (
+    *(ENTRY_BYTES, PAIR_BYTES, CRC_BYTES),
+    TRAILER_BYTES,
+)
 _MAGIC = b"shardseg"
-TRAILER_BYTES = _TRAILER.size + _CRC.size
 _INDEX_STRIDE = INDEX_ENTRIES * _ENTRY.size + _CRC.size
 _KEY_STRIDE = KEY_PAIRS * _PAIR.size + _CRC.size
 
@@ -147,12 +157,6 @@ def _pages(count: int, each: int) -> int:
     return -(-count // each)
 
 
-def segment_size(data: int, count: int, keys: int) -> int:
-    """Return the bytes of a segment file with `data` bytes of records, `count` records and `keys` keys."""
-    index = count * _ENTRY.size + _pages(count, INDEX_ENTRIES) * _CRC.size
-    return data + index + keys * _PAIR.size + _pages(keys, KEY_PAIRS) * _CRC.size + TRAILER_BYTES
-
-
 def index_page_range(segment: SegmentRef, number: int) -> tuple[int, int]:
     """Return (offset, length) in bytes of index page `number`."""
     entries = min(INDEX_ENTRIES, segment.last - segment.first + 1 - number * INDEX_ENTRIES)
@@ -187,7 +191,10 @@ def decode_index_page(segment: SegmentRef, number: int, page: bytes, *, what: st
 def decode_key_page(segment: SegmentRef, number: int, page: bytes, *, what: str) -> list[tuple[int, int]]:
     """Return the (hash, seq) pairs of a key page, sorted. Raises Corrupt."""
     body = _open_page(page, number, key_page_range(segment, number)[1], what)
-    return list(_PAIR.iter_unpack(body))
+    pairs: list[tuple[int, int]] = list(_PAIR.iter_unpack(body))
+    if not all(segment.first <= seq <= segment.last for _, seq in pairs):
+        raise Corrupt(describe("a key of a segment lies outside it", what=what, page=number))
+    return pairs
 
 
 def decode_trailer(trailer: bytes, *, what: str) -> tuple[int, int, int, int]:

@@ -146,7 +146,10 @@ class Writer:
     def _begin(self, manifest: Manifest) -> int:
         self._sync = manifest.durability == "sync"
         self._born = manifest.birth
-        head = self._head = self.fill_holes(manifest)
+        head = self.fill_holes(manifest)
+        if head == manifest.watermark:  # no shard yet: the birth may be another's, and not durable
+            self._backend.settle(self._log.keys.folder)
+        self._head = head
         return head
 
     def fill_holes(self, manifest: Manifest) -> int:
@@ -323,6 +326,10 @@ class Writer:
         draft = Draft((control_shard(DELETE, nonce, now_ms()),))
         try:
             end = self._append(draft, nonce, head, deleting=True)
+        except (NotFound, Unavailable):
+            if self._log.glance()[1].state == "deleted":  # by another, whose sweep takes unfinished files too
+                return
+            raise
         finally:
             draft.close()
         seen, manifest = self._log.glance()
@@ -341,6 +348,7 @@ class Writer:
             self._log.look()
             seen, manifest = self._log.glance()
             if manifest.archived == archived:
+                self._backend.settle(self._log.keys.folder)  # the flag, and the birth, may be another's
                 return
             self._advance(seen, manifest, archived=archived)
         raise Unavailable(describe("the manifest kept changing", session=self._log.id))

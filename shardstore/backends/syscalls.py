@@ -162,7 +162,10 @@ def write_all(fd: int, part: bytes) -> None:
     """Write every byte of `part`; short writes go on where they stopped."""
     written = os.write(fd, part)
     while written < len(part):
-        written += os.write(fd, memoryview(part)[written:])
+        taken = os.write(fd, memoryview(part)[written:])
+        if not taken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        written += taken
 
 
 def write_parts(fd: int, parts: Sequence[bytes]) -> None:
