@@ -85,6 +85,9 @@ def _round(log: SessionLog, listed: list[int]) -> tuple[int, int] | None:
     seen, manifest = log.glance()
     if manifest.state != "open":
         return None
+    if manifest.segments and not log.has_segment(manifest.segments[-1]):  # publish nothing beside a folder moved away
+        log.look_after_vanishing(manifest.segments[-1])
+        return None
     last = manifest.watermark
     for seq in listed[bisect_right(listed, last) :]:
         if seq != last + 1 or seq - manifest.watermark > SEGMENT_RECORDS_MAX:

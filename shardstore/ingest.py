@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 
 from shardstore.compact import create_segment, discard_segments, sweep
-from shardstore.errors import Conflict, Deleted, InvalidRequest, NotFound, describe
+from shardstore.errors import Conflict, Deleted, InvalidRequest, NotFound, ShardstoreError, describe
 from shardstore.layout import SEQ_MAX
 from shardstore.log import SessionLog
 from shardstore.manifest import Durability, Manifest, SegmentRef
@@ -141,8 +142,10 @@ def _bear_with(
     if not ours:
         discard_segments(log, segments)
         raise Conflict(describe("session was born meanwhile; append to it instead", session=log.id))
-    with log.backend.exclusive(log.keys.folder) as held:
-        if held:  # what a killed import left here must not be taken for this one's, should the manifest be lost
+    # What a killed import left here must not be taken for this one's, should the manifest be lost. Where that can't be
+    # done now, the next compaction does it: the session is born all the same.
+    with suppress(ShardstoreError), log.backend.exclusive(log.keys.folder) as held:
+        if held:
             sweep(log)
     log.backend.advise(log.keys.folder, last)  # a sign that there was a session, should its manifest ever be lost
     return last

@@ -86,7 +86,7 @@ class SessionLog:
     def look_after_vanishing(self, segment: SegmentRef) -> Manifest:
         """Look again because `segment` is gone. Raises Corrupt if the manifest still wants it."""
         manifest = self.look()
-        if segment in manifest.segments and self.backend.read(self.keys.segment(segment), length=0) is None:
+        if segment in manifest.segments and not self.has_segment(segment):
             manifest = self.look()
             if segment in manifest.segments:
                 where = self.keys.segment(segment)
@@ -156,6 +156,10 @@ class SessionLog:
         return sorted(seq for name in names if (seq := parse_shard_name(name)) is not None and seq > after)
 
     # -------------------------------------------------------------- segments
+
+    def has_segment(self, segment: SegmentRef) -> bool:
+        """Say whether the file of `segment` is there."""
+        return self.backend.read(self.keys.segment(segment), length=0) is not None
 
     def segment_bytes(self, segment: SegmentRef, start: int, length: int) -> bytes:
         """Return a range of a segment file. Raises Vanished if it was merged away, Corrupt if it is cut short."""

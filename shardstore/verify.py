@@ -15,6 +15,7 @@ from shardstore.errors import Corrupt, NotFound, Unavailable, UnsupportedFormat,
 from shardstore.layout import (
     DAMAGED,
     SEGMENTS,
+    SEQ_MAX,
     SHARDS,
     TEMP_PREFIX,
     parse_segment_name,
@@ -63,6 +64,7 @@ def verify_session(log: SessionLog) -> list[Finding]:
         return [_damage(log, "damaged-manifest", log.keys.manifest, None, f"repair rebuilds it ({error})")]
     findings: list[Finding] = []
     position = 1
+    hint = log.backend.hint(log.keys.folder)
     for _ in range(LOOKS_MAX):
         try:
             while position <= manifest.watermark and manifest.segments:
@@ -74,7 +76,7 @@ def verify_session(log: SessionLog) -> list[Finding]:
                     findings += check.findings
                     position = check.position
             if manifest.state != "deleted":
-                findings += _shards(log, manifest)
+                findings += _shards(log, manifest) + _short_log(log, hint)
             return findings + _leftovers(log, log.glance()[1])
         except Vanished:
             manifest = log.glance()[1]
@@ -103,6 +105,14 @@ def _add_lost(findings: list[Finding], log: SessionLog, where: str, seq: int) ->
 
 def _is_lost(header: Header) -> bool:
     return header.kind == "control" and header.source == LOST
+
+
+def _short_log(log: SessionLog, hint: int) -> list[Finding]:
+    """Note a log that once reached further: shards removed by somebody, or by a power loss before they were durable."""
+    if hint > SEQ_MAX or log.has_shard(hint) or log.glance()[1].watermark >= hint or log.listed(hint):
+        return []
+    advice = f"record {hint} was there once; unless a power loss took it unacknowledged, restore it from a backup"
+    return [_note(log, "short-log", log.keys.shards, advice)]
 
 
 def _without_manifest(log: SessionLog) -> list[Finding]:

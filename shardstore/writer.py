@@ -347,10 +347,12 @@ class Writer:
         for _ in range(LOOKS_MAX):
             self._log.look()
             seen, manifest = self._log.glance()
+            self._backend.settle(self._log.keys.folder)  # the birth, and perhaps the flag, may be another's
             if manifest.archived == archived:
-                self._backend.settle(self._log.keys.folder)  # the flag, and the birth, may be another's
                 return
-            self._advance(seen, manifest, archived=archived)
+            changed = successor(manifest, new_nonce(), archived=archived)
+            if self._backend.replace(self._log.keys.manifest, encode_manifest(changed), seen):
+                return
         raise Unavailable(describe("the manifest kept changing", session=self._log.id))
 
 

@@ -124,7 +124,9 @@ def test_foreign_shard_names(name: str) -> None:
     assert parse_shard_name(name) is None
 
 
-@given(st.integers(1, 2**62), st.integers(0, 2**62), st.integers(0, 2**70), st.binary(min_size=16, max_size=16))
+@given(
+    st.integers(1, 2**62), st.integers(0, SEQ_MAX - 2**62), st.integers(0, 2**70), st.binary(min_size=16, max_size=16)
+)
 @settings(deadline=None)
 def test_segment_names(first: int, more: int, base: int, nonce: bytes) -> None:
     """A segment's name parses back."""
@@ -134,7 +136,16 @@ def test_segment_names(first: int, more: int, base: int, nonce: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "x.segment", "1-2-3-4.segment", "0" * 20 + "-" + "0" * 20 + "-1-" + "G" * 32 + ".segment"]
+    "name",
+    [
+        "",
+        "x.segment",
+        "1-2-3-4.segment",
+        "0" * 20 + "-" + "0" * 20 + "-1-" + "G" * 32 + ".segment",
+        f"{5:020d}-{4:020d}-1-{'0' * 32}.segment",
+        f"{0:020d}-{4:020d}-1-{'0' * 32}.segment",
+        f"{1:020d}-{2**63:020d}-1-{'0' * 32}.segment",
+    ],
 )
 def test_foreign_segment_names(name: str) -> None:
     """Anything else is no segment."""

@@ -240,8 +240,7 @@ class LocalBackend:
                 try:
                     syscalls.write_all(temp.fd, data)
                     syscalls.flush_data(temp.fd)
-                    os.rename(temp.name, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
-                    temp.name = ""
+                    self._rename(temp, name)
                 finally:
                     temp.close()
             try:
@@ -252,6 +251,16 @@ class LocalBackend:
                     describe("the manifest was replaced, but perhaps not durably", key=key, reason=str(error))
                 ) from error
         return True
+
+    def _rename(self, temp: Temp, name: str) -> None:
+        """Give a temporary file the name of another; an error is believed only if the other still has it."""
+        folder = temp.folder
+        try:
+            os.rename(temp.name, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+        except OSError:
+            if os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_ino != os.fstat(temp.fd).st_ino:
+                raise
+        temp.name = ""
 
     # -------------------------------------------------------------- services
 
