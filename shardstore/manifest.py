@@ -89,7 +89,8 @@ def decode_manifest(data: bytes, *, what: str) -> Manifest:
         if segment.first != reached + 1:
             raise Corrupt(describe("manifest names segments that do not follow each other", what=what, seq=reached + 1))
         reached = segment.last
-    if manifest.shardstore != FORMAT or (reached != manifest.watermark and manifest.state != "deleted"):
+    tombstone = manifest.state == "deleted" and not manifest.segments
+    if manifest.shardstore != FORMAT or (reached != manifest.watermark and not tombstone):
         raise Corrupt(describe("manifest contradicts itself", what=what, watermark=manifest.watermark, reached=reached))
     return manifest
 
