@@ -245,6 +245,8 @@ def discard_segments(log: SessionLog, segments: list[SegmentRef]) -> None:
     for segment in segments:
         if segment not in named:
             log.backend.delete(log.keys.segment(segment))
+    with suppress(Unavailable):
+        log.backend.settle(log.keys.segments)
 
 
 def sweep(log: SessionLog) -> int:
@@ -270,7 +272,11 @@ def sweep(log: SessionLog) -> int:
     if doomed:
         backend.settle(keys.folder)  # whoever replaced the manifest may have died before it was durable
     for key in doomed:
-        backend.delete(key)
+        with suppress(Corrupt):  # a folder in its place: verify names it
+            backend.delete(key)
+    if doomed:  # only now may the system use for other files what these took
+        for folder in (keys.shards, keys.segments):
+            backend.settle(folder)
     folders = (keys.folder, keys.shards, keys.segments)
     swept = len(doomed) + sum(backend.sweep_temps(folder, every=deleted) for folder in folders)
     with suppress(Corrupt):  # something else lies in its place, and nothing depends on it

@@ -7,6 +7,7 @@ from under a call that is running in another thread.
 from __future__ import annotations
 
 import os
+from collections import deque
 from itertools import count
 
 from shardstore.backends import syscalls
@@ -52,22 +53,40 @@ class Held:
 
 
 class Folder:
-    """A held folder: its descriptor, the flush its threads share, what was last seen in it, the hint's descriptor."""
+    """A held folder: its descriptor, the flush its threads share, what was last seen in it, the hint's descriptor.
 
-    __slots__ = ("fd", "group", "held", "hint_fd", "settled", "used")
+    `removed` are files that were unlinked here and whose unlinking is not durable yet: as long as they are held, their
+    inodes are no other file's. Without a journal a power loss brings such a name back, and the inode behind it may be
+    another session's folder by then (ext4, 2026-11-21: fsck removed that folder).
+    """
+
+    __slots__ = ("fd", "group", "held", "hint_fd", "removed", "settled", "used")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.group = GroupSync(lambda: syscalls.flush_folder(fd))
         self.held: dict[str, Held] = {}
         self.hint_fd = -1
+        self.removed: deque[int] = deque()
         self.settled = False
         self.used = False
+
+    def sync(self) -> None:
+        """Make every name durable that was made or removed here; let go of what was removed before."""
+        removed = len(self.removed)
+        self.group.sync()
+        for _ in range(removed):
+            try:
+                os.close(self.removed.popleft())
+            except IndexError:  # another thread's flush was later and let go of them
+                return
 
     def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
         close(self.fd)
         if self.hint_fd >= 0:
             close(self.hint_fd)
+        for fd in self.removed:
+            close(fd)
 
 
 class Temp:

@@ -31,6 +31,7 @@ from shardstore.layout import MANIFEST_FILE, TEMP_PREFIX
 __all__ = ["LocalBackend", "make_root"]
 
 TEMP_AGE_S = 3600.0  # an older temporary file belongs to nobody who is alive
+REMOVED_MAX = 64  # removed files that are held until a flush of their folder
 LOCK_WAIT_S = 10.0  # how long `replace` waits for a compactor
 _HINT = struct.Struct("<Q")
 _HINT_NAME = "head"
@@ -216,9 +217,20 @@ class LocalBackend:
         prefix, _, name = key.rpartition("/")
         try:
             folder = self._folders.get(prefix)
-            os.unlink(name, dir_fd=folder.fd)
+            held = syscalls.hold(name, folder.fd)
+            try:
+                os.unlink(name, dir_fd=folder.fd)
+            except BaseException:
+                for fd in held:
+                    os.close(fd)
+                raise
+            folder.removed.extend(held)
+            if len(folder.removed) >= REMOVED_MAX:
+                self.settle(prefix)
         except FileNotFoundError:
             return
+        except IsADirectoryError as error:
+            raise _unavailable(syscalls.ForeignObjectError(error.errno, "a folder", name), "delete", key) from error
         except OSError as error:
             raise _unavailable(error, "delete", key) from error
 
@@ -311,7 +323,7 @@ class LocalBackend:
         """See Backend."""
         try:
             folder = self._folders.get(prefix)
-            folder.group.sync()
+            folder.sync()
             if not folder.settled:
                 self._sync_above(prefix)
                 folder.settled = True

@@ -18,6 +18,7 @@ __all__ = [
     "ForeignObjectError",
     "flush_data",
     "flush_folder",
+    "hold",
     "link_named",
     "link_unnamed",
     "make_folder",
@@ -35,6 +36,7 @@ __all__ = [
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_HOLD_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC if hasattr(os, "O_PATH") else 0
 SMALL_BYTES = 8192  # more than nine of ten records need
 _UNNAMED = getattr(os, "O_TMPFILE", 0)
 _NO_UNNAMED = (  # not there, or nothing can be made there now: whoever writes is told by the attempt
@@ -84,6 +86,11 @@ def open_regular(name: str, folder: int) -> int:
         os.close(fd)
         raise ForeignObjectError(errno.EINVAL, "not a regular file", name)
     return fd
+
+
+def hold(name: str, folder: int) -> list[int]:
+    """Return a descriptor that keeps a file's inode from being used again; none where the system has no such thing."""
+    return [os.open(name, _HOLD_FLAGS, dir_fd=folder)] if _HOLD_FLAGS else []
 
 
 def read_file(name: str, folder: int) -> bytes:
