@@ -274,9 +274,8 @@ def sweep(log: SessionLog) -> int:
     for key in doomed:
         with suppress(Corrupt):  # a folder in its place: verify names it
             backend.delete(key)
-    if doomed:  # only now may the system use for other files what these took
-        for folder in (keys.shards, keys.segments):
-            backend.settle(folder)
+    for folder in sorted({key.rpartition("/")[0] for key in doomed}):
+        backend.settle(folder)  # only now may the system use for other files what these took
     folders = (keys.folder, keys.shards, keys.segments)
     swept = len(doomed) + sum(backend.sweep_temps(folder, every=deleted) for folder in folders)
     with suppress(Corrupt):  # something else lies in its place, and nothing depends on it

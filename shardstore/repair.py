@@ -318,6 +318,7 @@ def _repair_shards(log: SessionLog) -> None:
             draft.close()
     for seq in listed:
         _repair_shard(log, manifest, seq, far=seq > far)
+    log.backend.settle(log.keys.shards)
 
 
 def _repair_shard(log: SessionLog, manifest: Manifest, seq: int, *, far: bool) -> None:

@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,7 +191,11 @@ def print_replay(token: str) -> int:
     if name not in WORLDS:
         print(f"no such world: {name}")
         return 2
-    failure = replay(WORLDS[name], read_choices(choices))
+    try:
+        failure = replay(WORLDS[name], read_choices(choices))
+    except (ValueError, IndexError) as error:
+        print(f"this token is not one that a failure printed: {error}")
+        return 2
     if failure is None:
         print("nothing was violated")
         return 0
@@ -204,7 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit status."""
     chosen = options(arguments)
     if chosen.list:
-        print_list()
+        with suppress(BrokenPipeError):
+            print_list()
         return 0
     with BROKEN[chosen.engine].installed() if chosen.engine else nullcontext():
         if chosen.replay:
@@ -214,9 +219,20 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append(row)
             if failure is not None:
                 print_failure(failure, chosen.engine)
+    return print_verdict(rows)
+
+
+def print_verdict(rows: list[Row]) -> int:
+    """Print the table and what follows from it; return the exit status."""
+    violations, steps = sum(row.violations for row in rows), sum(row.steps for row in rows)
+    if not steps:
+        print("nothing was run: a large world wants --seeds or --minutes, a small one --exhaustive")
+        return 2
     print_table(rows)
-    violations = sum(row.violations for row in rows)
-    steps = sum(row.steps for row in rows)
+    cut = [row.world for row in rows if row.mode == "cut short"]
+    if cut and not violations:
+        print(f"INCOMPLETE: {', '.join(cut)} want a larger --states-max; no violation in {steps:,} steps")
+        return 1
     print(f"{'REFUTED' if violations else 'not refuted'}: {violations} violations in {steps:,} steps")
     return 1 if violations else 0
 

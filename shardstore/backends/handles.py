@@ -7,7 +7,6 @@ from under a call that is running in another thread.
 from __future__ import annotations
 
 import os
-from collections import deque
 from itertools import count
 
 from shardstore.backends import syscalls
@@ -15,7 +14,7 @@ from shardstore.backends.base import Seen
 from shardstore.backends.groupsync import GroupSync
 from shardstore.layout import TEMP_PREFIX
 
-__all__ = ["Folder", "Held", "Temp"]
+__all__ = ["Folder", "Held", "Removed", "Temp"]
 
 
 class _TempNames:
@@ -67,26 +66,32 @@ class Folder:
         self.group = GroupSync(lambda: syscalls.flush_folder(fd))
         self.held: dict[str, Held] = {}
         self.hint_fd = -1
-        self.removed: deque[int] = deque()
+        self.removed: list[Removed] = []
         self.settled = False
         self.used = False
 
     def sync(self) -> None:
         """Make every name durable that was made or removed here; let go of what was removed before."""
-        removed = len(self.removed)
+        removed, self.removed = self.removed, []
         self.group.sync()
-        for _ in range(removed):
-            try:
-                os.close(self.removed.popleft())
-            except IndexError:  # another thread's flush was later and let go of them
-                return
+        removed.clear()  # not those that were removed after the flush had begun
 
     def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
         close(self.fd)
         if self.hint_fd >= 0:
             close(self.hint_fd)
-        for fd in self.removed:
-            close(fd)
+
+
+class Removed:
+    """A file that was unlinked, held by a descriptor so that its inode is not used again yet."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
+        close(self.fd)
 
 
 class Temp:

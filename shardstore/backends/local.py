@@ -23,7 +23,7 @@ from shardstore.backends import locks, syscalls
 from shardstore.backends.base import Draft, Seen
 from shardstore.backends.filesystems import refuse_remote
 from shardstore.backends.folders import Folders
-from shardstore.backends.handles import Folder, Held, Temp
+from shardstore.backends.handles import Folder, Held, Removed, Temp
 from shardstore.errors import Corrupt, InvalidRequest, NotFound, OutcomeUnknown, Unavailable, describe
 from shardstore.forksafe import ForkSafeLock
 from shardstore.layout import MANIFEST_FILE, TEMP_PREFIX
@@ -217,13 +217,8 @@ class LocalBackend:
         prefix, _, name = key.rpartition("/")
         try:
             folder = self._folders.get(prefix)
-            held = syscalls.hold(name, folder.fd)
-            try:
-                os.unlink(name, dir_fd=folder.fd)
-            except BaseException:
-                for fd in held:
-                    os.close(fd)
-                raise
+            held = [*self._hold(folder, prefix, name)]
+            os.unlink(name, dir_fd=folder.fd)
             folder.removed.extend(held)
             if len(folder.removed) >= REMOVED_MAX:
                 self.settle(prefix)
@@ -233,6 +228,15 @@ class LocalBackend:
             raise _unavailable(syscalls.ForeignObjectError(error.errno, "a folder", name), "delete", key) from error
         except OSError as error:
             raise _unavailable(error, "delete", key) from error
+
+    def _hold(self, folder: Folder, prefix: str, name: str) -> Iterable[Removed]:
+        try:
+            return map(Removed, syscalls.hold(name, folder.fd))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self.settle(prefix)  # lets go of those that are held
+            return map(Removed, syscalls.hold(name, folder.fd))
 
     def replace(self, key: str, data: bytes, expected: Seen) -> bool:
         """See Backend. Compare and rename happen under the folder's lock, which is what makes them one step."""
@@ -358,8 +362,13 @@ class LocalBackend:
         folder = self._folders.get(prefix)
         with _opening.lock:
             if folder.hint_fd < 0:
-                flags = os.O_RDWR | create | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-                folder.hint_fd = os.open(_HINT_NAME, flags, 0o600, dir_fd=folder.fd)
+                flags = create | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+                try:
+                    folder.hint_fd = os.open(_HINT_NAME, flags | os.O_RDWR, 0o600, dir_fd=folder.fd)
+                except OSError as error:
+                    if create or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                        raise
+                    folder.hint_fd = os.open(_HINT_NAME, flags | os.O_RDONLY, dir_fd=folder.fd)
         return folder
 
     def watch_paths(self, prefix: str) -> tuple[str, ...]:
