@@ -68,6 +68,8 @@ def broken(worlds: str, kinds: str, *replaced: tuple[Any, str]) -> Callable[[Any
 # ------------------------------------------------------------------ appending
 
 _right_settle = Writer._settle
+_right_last = Reader.last
+_right_follow = Session.follow
 _right_create = Writer._create
 _right_verdict = Judge.verdict
 _right_bear_with = ingest._bear_with
@@ -260,6 +262,23 @@ def a_follower_that_exports_what_may_be_lost(self: View, prefix: str) -> None:
 @broken("power-and-keys", "lost", (View, "settle"))
 def a_key_answered_before_it_is_durable(self: View, prefix: str) -> None:
     """A repeated key is answered as soon as its record is found."""
+
+
+@broken("crowd", "stale read|wrong read", (Reader, "last"))
+def the_last_records_without_the_compacted_ones(self: Reader, k: int, selection: Any) -> Any:
+    """The tail is read from shards alone."""
+    watermark = self._log.glance()[1].watermark
+    return [record for record in _right_last(self, k, selection) if record.seq > watermark]
+
+
+@broken("crowd", "stale read|wrong read", (Session, "follow"))
+def a_follower_that_begins_after_the_watermark(self: Session, after: int | None = None, **options: Any) -> Any:
+    """A new follower sees what is appended from now on, and shards; what was compacted is history."""
+    try:
+        watermark = self._log.glance()[1].watermark
+    except NotFound:
+        watermark = 0
+    return _right_follow(self, max(after or 0, watermark), **options)
 
 
 # ------------------------------------------------------------------ birth and deletion

@@ -146,9 +146,9 @@ def _judge_read(answer: Answer, floor: int, log: Log, ledger: Ledger) -> Ledger:
 
 def _judge_last(answer: Answer, floor: int, log: Log, ledger: Ledger) -> Ledger:
     records: tuple[Seen, ...] = answer.value
-    first = records[0][0] if records else 1
-    _check_seen(answer, records, first, log)
-    if (records[-1][0] if records else 0) < floor:
+    end = records[-1][0] if records else 0
+    _check_seen(answer, records, max(end - answer.operation.count, 0) + 1, log)
+    if end < floor or len(records) != min(end, answer.operation.count):
         raise Violation("stale read", f"{answer}, though {floor} was acknowledged before it began")
     return ledger
 
@@ -164,8 +164,9 @@ def _judge_head(answer: Answer, floor: int, log: Log, ledger: Ledger) -> Ledger:
 def _judge_follow(answer: Answer, floor: int, log: Log, ledger: Ledger) -> Ledger:
     """What a follower hands out may have left for the outside: from then on it is as good as acknowledged."""
     records: tuple[Seen, ...] = answer.value
-    if records:
-        _check_seen(answer, records, records[0][0], log)
+    _check_seen(answer, records, 1, log)
+    if len(records) < min(floor, answer.operation.count):
+        raise Violation("stale read", f"{answer}, though {floor} was acknowledged before it began")
     exported = dict(enumerate(ledger.exported, 1)) | {seq: nonce for seq, nonce, _ in records}
     return ledger.change(exported=tuple(exported.get(seq, "") for seq in range(1, max(exported, default=0) + 1)))
 

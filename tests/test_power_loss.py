@@ -39,6 +39,7 @@ SCALE = int(os.environ.get("SHARDSTORE_POWER_SCALE", "1"))
 ROOT = Path(__file__).parent.parent
 IMAGES_MAX = 12
 STRIDE = 7
+FRAGILE = ("archives+archives", "bears+flags", "begins+flags", "begins+begins", "brings+asks", "deletes+deletes")
 SECOND_EVERY = 80 // SCALE + 1
 
 
@@ -83,7 +84,8 @@ def test_every_moment_of_an_operation(name: str, scratch: Path) -> None:
 def test_two_that_meet(one: str, two: str, scratch: Path) -> None:
     """Whatever one process has begun, another one's acknowledgement in its middle survives a power cut."""
     explorer = Explorer(f"{one}+{two}", str(scratch), Limits(images_max=4 * SCALE, seed=SCALE))
-    explore_pair(explorer, str(scratch / "base"), one, two, SCALE, stride=1 if SCALE > 1 else STRIDE)
+    every = SCALE > 1 or f"{one}+{two}" in FRAGILE  # where a promise was broken once
+    explore_pair(explorer, str(scratch / "base"), one, two, SCALE, stride=1 if every else STRIDE)
     assert_held(explorer.tally)
 
 
