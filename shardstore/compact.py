@@ -271,11 +271,13 @@ def sweep(log: SessionLog) -> int:
     doomed += [f"{keys.damaged}/{name}" for name in backend.list(keys.damaged)] if deleted else []
     if doomed:
         backend.settle(keys.folder)  # whoever replaced the manifest may have died before it was durable
-    for key in doomed:
-        with suppress(Corrupt):  # a folder in its place: verify names it
-            backend.delete(key)
-    for folder in sorted({key.rpartition("/")[0] for key in doomed}):
-        backend.settle(folder)  # only now may the system use for other files what these took
+    try:
+        for key in doomed:
+            with suppress(Corrupt):  # a folder in its place: verify names it
+                backend.delete(key)
+    finally:
+        for folder in sorted({key.rpartition("/")[0] for key in doomed}):
+            backend.settle(folder)  # only now may the system use for other files what these took
     folders = (keys.folder, keys.shards, keys.segments)
     swept = len(doomed) + sum(backend.sweep_temps(folder, every=deleted) for folder in folders)
     with suppress(Corrupt):  # something else lies in its place, and nothing depends on it

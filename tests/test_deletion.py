@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mishaps import ID, build, damages, failing, folder, fresh, named_temps, shard, tree
 
+import shardstore
 from shardstore import Deleted, NotFound, ShardstoreError
 from shardstore.backends import syscalls
 
@@ -96,3 +97,20 @@ def test_deletion_that_fails_is_repeated(tmp_path: Path) -> None:
             session.compact()
             assert [name for name in tree(path) if name.endswith((".shard", ".segment"))] == []
             assert damages(fresh(path)[0].verify()) == []
+
+
+def test_a_compaction_keeps_every_fact(tmp_path: Path) -> None:
+    """Archived, created when, born as what: no compaction and no merge changes a session's facts."""
+    with shardstore.open(tmp_path, durability="none", compact_shards=None) as store:
+        session = store.session("a")
+        session.append(b"one\n")
+        session.archive()
+        before = session.info()
+        for number in range(3):
+            session.compact()
+            session.append(b"more %d\n" % number)
+        session.compact()
+        after = session.info()
+    assert after.archived
+    assert (after.created_at_ms, after.durability, after.state) == (before.created_at_ms, "none", "open")
+    assert after.generation > before.generation
