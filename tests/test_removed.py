@@ -51,10 +51,18 @@ def test_a_flush_lets_go_of_what_was_removed_before_it_alone(tmp_path: Path) -> 
     held = handles.Folder(os.open(tmp_path, os.O_RDONLY))
     (tmp_path / "file").touch()
     late = handles.Removed(os.open(tmp_path / "file", os.O_RDONLY))
-    held.removed.append(handles.Removed(os.open(tmp_path / "file", os.O_RDONLY)))
-    held.group = GroupSync(lambda: held.removed.append(late))
+    early = os.open(tmp_path / "file", os.O_RDONLY)
+    held.removed.append(handles.Removed(early))
+
+    def flush() -> None:
+        os.fstat(early)  # raises if it was let go of before the flush
+        held.removed.append(late)
+
+    held.group = GroupSync(flush)
     held.sync()
     assert held.removed == [late]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(early)
 
 
 @pytest.mark.parametrize("deed", ["compact", "delete", "repair"])
@@ -73,6 +81,18 @@ def test_nothing_stays_held(tmp_path: Path, deed: str) -> None:
         session.compact()
     assert [name for name in set(deleted()) - before if str(tmp_path) in name and "manifest" not in name] == []
     store.close()
+
+
+def test_a_shard_above_a_tombstone_is_swept(tmp_path: Path) -> None:
+    """What a writer left in a session that was deleted meanwhile goes with the rest, wherever it lies."""
+    build(tmp_path, 3)
+    late = (folder(tmp_path) / "shards" / f"{2:020d}.shard").read_bytes()
+    session = fresh(tmp_path)[1]
+    session.delete()
+    above = folder(tmp_path) / "shards" / f"{session.info().watermark + 5:020d}.shard"
+    above.write_bytes(late)
+    session.compact()
+    assert not above.exists()
 
 
 def test_deleting_goes_on_without_a_descriptor_to_spare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
