@@ -219,7 +219,9 @@ def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a soak that would take long."""
     line = [sys.executable, "-m", "tests.soak", "--minutes", "30", "--dir", str(tmp_path), "--processes", "5"]
     root = Path(__file__).parent.parent
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # or Ctrl-C never reaches a job's children
     with subprocess.Popen(line, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
         yield process
         process.kill()
 
