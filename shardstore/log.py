@@ -107,12 +107,13 @@ class SessionLog:
 
     def require_unborn(self) -> None:
         """Raise Corrupt if there is no manifest where there must have been one; a new one would bury the old log."""
-        if self._is_born() or not self.is_headless() or self._is_born():
+        if self.is_born() or not self.is_headless() or self.is_born():
             return
         where = self.keys.manifest
         raise Corrupt(describe("the manifest is missing; run verify, then repair", session=self.id, where=where))
 
-    def _is_born(self) -> bool:
+    def is_born(self) -> bool:
+        """Say whether there is a manifest. Raises Corrupt, UnsupportedFormat, Unavailable."""
         try:
             self.glance()
         except NotFound:

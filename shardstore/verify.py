@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -57,12 +58,16 @@ def verify_session(log: SessionLog) -> list[Finding]:
     try:
         manifest = log.glance()[1]
     except NotFound:
-        return _without_manifest(log)
+        findings = _without_manifest(log)
+        with suppress(Corrupt, UnsupportedFormat):
+            if not log.is_born():
+                return findings
+        return verify_session(log)  # born meanwhile: what was found is what a birth leaves
     except UnsupportedFormat as error:
         return [_damage(log, "newer-format", log.keys.manifest, None, f"upgrade shardstore ({error})")]
     except Corrupt as error:
         return [_damaged_manifest(log, error)]
-    findings: list[Finding] = []
+    findings = []
     position = 1
     hint = log.backend.hint(log.keys.folder)
     for _ in range(LOOKS_MAX):

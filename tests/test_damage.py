@@ -279,3 +279,19 @@ def test_random_damage(store: Path, seed: int) -> None:
     after = list(fresh(store)[1].records())
     lost &= {record.seq for record, old in zip(after, before, strict=False) if record != old}
     assert_kept(store, before, lost=lost)
+
+
+def test_a_session_born_meanwhile_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who verifies a folder while its session is born finds the session, not one that has lost its manifest."""
+    store, session = fresh(tmp_path / "store")
+    (tmp_path / "store/sessions" / ID / "segments").mkdir(parents=True)  # an import that was killed, or is at work
+    list_folder = type(store._backend).list
+
+    def bears_first(backend: Any, prefix: str) -> Any:
+        monkeypatch.undo()
+        fresh(tmp_path / "store")[1].append({"number": 1})
+        return list_folder(backend, prefix)
+
+    monkeypatch.setattr(type(store._backend), "list", bears_first)
+    assert session.verify() == []
+    assert session.head() == 1
