@@ -14,9 +14,9 @@ that fits proves that no key repeats, and tells where each value begins. Only wh
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import re
-from array import array
 
 import msgspec
 
@@ -25,7 +25,8 @@ from .salvage import BOM, LINE_BYTES_MAX, OBJECTS_MAX, SLOW_BYTES_MAX, Pieces, e
 __all__ = ["KINDS", "Inspector"]
 
 LEVELS_MAX = 1_000  # where decoders give up: between 64 and 1,024 levels, some at the end of their stack
-IDS_MAX = 1_000_000  # remembered for each file, in 32 MiB at most
+IDS_MAX = 500_000  # remembered for each file and name, in 60 MiB at most
+ID_BYTES_MAX = 64  # a longer one is remembered as its digest
 EXACT_MAX = 2**53  # beyond it a double, which is all that JavaScript has, rounds integers
 CHUNK_BYTES = 1 << 20
 
@@ -41,12 +42,13 @@ KINDS: dict[str, str] = {
     "bom": "a line begins with a byte order mark, which many JSON readers refuse",
     "utf-16": "the file is in UTF-16 instead of UTF-8",
     "compressed": "the file is compressed (gzip, zstd, xz, bzip2, lz4 or zip), whatever its name says",
+    "torn-stream": "the file is compressed, and not all of it can be expanded: cut, damaged, or beyond all measure",
     "crlf": "a line ends with carriage return and newline",
     "blank-line": "a line holds nothing but blanks",
     "raw-u2028": "a line holds U+2028, U+2029 or U+0085 unescaped, at which some readers split it",
     "lone-surrogate": "a text holds half of an escaped surrogate pair, which is no character",
     "duplicate-id": "an entry has the same id or uuid as an earlier one of its file",
-    "ids-not-checked": "an entry came after the first million ids, which are all that is remembered of a file",
+    "ids-not-checked": "an entry came after the first half million ids, which are all that is remembered of a file",
     "duplicate-key": "an entry has the same field twice, of which readers keep one",
     "huge-integer": "an entry has an integer beyond 2**53, which JavaScript rounds",
     "nan": "an entry has NaN or an Infinity, which JSON does not have",
@@ -99,7 +101,7 @@ class Inspector:
         self._binary = ""  # the kind of all lines of a file that has none
         self._header = False  # the first line is one
         self._plain_bytes_max = -1  # of a compact line that needs no closer look; the first one does
-        self._ids = _Ids()
+        self._ids, self._uuids = _Ids(), _Ids()
 
     def line(self, line: bytes) -> bool:
         """Count the damage of the next line, its ending included; only the last may have none. Never raises.
@@ -114,10 +116,11 @@ class Inspector:
             return self._refused(line)
         at, integer = 0, False
         for key, raw in fields.items():
+            length = len(raw)
             at += len(key) + 4  # where the value begins, if the line is compact
-            if 44 < line[at] < 58 and len(raw) > 15:  # '-' or a digit
+            if length > 15 and 44 < line[at] < 58:  # '-' or a digit
                 integer = True
-            at += len(raw)
+            at += length
         compact = at + 2 == len(line) and line[-1] == 10
         costly = False
         if not compact or integer or at > self._plain_bytes_max:
@@ -126,9 +129,9 @@ class Inspector:
             costly |= self._count_text(line)
         answer = _NEW
         if "id" in fields:
-            answer = self._ids.add(bytes(fields["id"]), 0)
+            answer = self._ids.add(bytes(fields["id"]))
         if "uuid" in fields:
-            answer |= self._ids.add(bytes(fields["uuid"]), 1)
+            answer |= self._uuids.add(bytes(fields["uuid"]))
         if answer:
             self._count_answer(answer, fields.get("type"))
         return costly
@@ -192,7 +195,7 @@ class Inspector:
             return [*whole, *read.kinds, "not-an-object"]
         self._header |= self._lines == 1 and read.value.get("type") in _HEADERS
         raw_id, raw_uuid, raw_type = (_quoted(read.value.get(name)) for name in ("id", "uuid", "type"))
-        self._count_answer(self._add_ids(raw_id, raw_uuid), raw_type)
+        self._count_answer(self._add_ids(raw_id, raw_uuid, escaped=False), raw_type)
         return whole + read.kinds
 
     def _of_object(self, data: bytes, fields: _Fields, compact: bool) -> list[str]:
@@ -221,9 +224,11 @@ class Inspector:
             self._counts["raw-u2028"] += 1
         return not valid and self._count("invalid-utf8")
 
-    def _add_ids(self, raw_id: msgspec.Raw | bytes | None, raw_uuid: msgspec.Raw | bytes | None) -> int:
-        answer = _NEW if raw_id is None else self._ids.add(bytes(raw_id), 0)
-        return answer if raw_uuid is None else answer | self._ids.add(bytes(raw_uuid), 1)
+    def _add_ids(
+        self, raw_id: msgspec.Raw | bytes | None, raw_uuid: msgspec.Raw | bytes | None, *, escaped: bool = True
+    ) -> int:
+        answer = _NEW if raw_id is None else self._ids.add(bytes(raw_id), escaped=escaped)
+        return answer if raw_uuid is None else answer | self._uuids.add(bytes(raw_uuid), escaped=escaped)
 
     def _count_answer(self, answer: int, raw_type: msgspec.Raw | bytes | None) -> None:
         if raw_type is None or bytes(raw_type) not in _RAW_HEADERS:  # a header may come again
@@ -235,46 +240,28 @@ _NEW, _KNOWN, _FULL = 0, 1, 2
 
 
 class _Ids:
-    """A set of hashes, 8 bytes each, in one array: a quarter of what a set of Python's takes."""
+    """The ids of a file, as they lie in its lines; long ones as digests."""
 
     def __init__(self) -> None:
-        self._table = array("q", bytes(8 << 10))
-        self._mask = len(self._table) - 1
-        self._count = 0
+        self._known: set[bytes] = set()
 
-    def add(self, raw: bytes, salt: int) -> int:
-        """Remember a text as it lies in a line; say whether it is new, known, or can't be told since there are too
-        many. What is no text names no entry (null, the numbers of requests) and is always new.
+    def add(self, raw: bytes, *, escaped: bool = True) -> int:
+        """Remember a text as it lies in a line, perhaps with escapes; say whether it is new, known, or can't be told
+        since there are too many. What is no text names no entry (null, the numbers of requests) and is always new.
         """
         if raw[0] != _QUOTE:
             return _NEW
-        if b"\\" in raw:
+        if escaped and b"\\" in raw:
             raw = _quoted(json.loads(raw.decode("utf-8", "surrogateescape"))) or raw
-        value = hash(raw) ^ salt or 1  # 0 is a free place
-        table, mask = self._table, self._mask
-        place = value & mask
-        while found := table[place]:  # ends: half of the places at least are free
-            if found == value:
-                return _KNOWN
-            place = (place + 1) & mask
-        if self._count == IDS_MAX:
+        if len(raw) > ID_BYTES_MAX:
+            raw = hashlib.sha256(raw).digest()
+        known = self._known
+        if raw in known:
+            return _KNOWN
+        if len(known) >= IDS_MAX:
             return _FULL
-        table[place] = value
-        self._count += 1
-        if self._count * 2 > mask:
-            self._grow()
+        known.add(raw)
         return _NEW
-
-    def _grow(self) -> None:
-        old = self._table
-        self._table = array("q", bytes(8)) * (len(old) * 4)
-        self._mask = mask = len(self._table) - 1
-        for value in old:
-            place = value & mask
-            while value and self._table[place]:
-                place = (place + 1) & mask
-            if value:
-                self._table[place] = value
 
 
 class _Read:

@@ -3,8 +3,9 @@
 Rule: both read the same ranges of the same file, and the one that writes says which; so they mean the same lines,
 although the file may grow meanwhile. Where they don't (it was rewritten), nothing is imported. The other process owns
 nothing: it may die at any time, and ends by itself once it is not asked any more.
-Strategy: few ranges are on their way at once, so memory stays bounded. An answer is three values, not one a line: the
-kinds and sources that occur, which of them each line has, and the times.
+Strategy: until the other process has begun, lines are labelled here; what the labels remember is then handed over. Few
+ranges are on their way at once, so memory stays bounded. An answer is three values, not one a line: the kinds and
+sources that occur, which of them each line has, and the times.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ __all__ = ["WORTH_BYTES", "Facts", "labelled_aside", "labelled_here"]
 WORTH_BYTES = 24 << 20  # from here on another process is worth its start
 AHEAD_BYTES = 12 << 20  # of lines that wait for their labels
 JOIN_SECONDS = 10
+BEGIN_SECONDS = 0  # for which each batch waits for the other process to begin: work goes on without it
 
 Facts = tuple[str, dict[str, int]]  # what the labeller remembers at the end, and the damage by kind
 _Pair = tuple[shardstore.Kind, str]
@@ -88,7 +90,7 @@ def labelled_aside(
     """Do what `labelled_here` does with the help of another process. Raises Unavailable if that dies, OSError."""
     context = get_context("spawn")  # a fork would take along threads' locks
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, found, at_ms), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, found.path), daemon=True)
     resource_tracker.ensure_running()  # which would unblock Ctrl-C again
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the process says itself what becomes of it
     try:
@@ -97,7 +99,7 @@ def labelled_aside(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
     try:
-        yield from _asked(ours, source, unfinished, tell)
+        yield from _asked(ours, _Labels(found, at_ms), source, unfinished, tell)
     except (EOFError, BrokenPipeError, ConnectionResetError) as error:
         raise shardstore.Unavailable(f"the process that labels lines died; run again path={found.path!r}") from error
     finally:
@@ -109,9 +111,20 @@ def labelled_aside(
         process.close()
 
 
-def _asked(ours: Connection, source: SourceFile, unfinished: bool, tell: Callable[[Facts], None]) -> Labelled:
+def _asked(
+    ours: Connection, labels: _Labels, source: SourceFile, unfinished: bool, tell: Callable[[Facts], None]
+) -> Labelled:
+    """Label lines here until the other process has begun; it goes on with what `labels` remembers."""
     waiting: deque[tuple[int, list[bytes]]] = deque()  # where each begins, and the lines
+    is_here = True
     for batch in source.batches(unfinished=unfinished):
+        if is_here and ours.poll(BEGIN_SECONDS):
+            ours.recv()
+            ours.send(labels)
+            is_here = False
+        if is_here:
+            yield batch, labels.of(batch)
+            continue
         size = sum(map(len, batch))
         waiting.append((source.size - size, batch))
         ours.send((source.size - size, size, len(batch)))
@@ -122,6 +135,9 @@ def _asked(ours: Connection, source: SourceFile, unfinished: bool, tell: Callabl
                 break
     while waiting:
         yield waiting.popleft()[1], _received(ours, source)
+    if is_here:
+        tell(labels.facts())
+        return
     ours.send(None)
     tell(ours.recv())
 
@@ -133,12 +149,15 @@ def _received(ours: Connection, source: SourceFile) -> _Answer:
     return answer
 
 
-def _serve(pipe: Connection, found: Found, at_ms: int) -> None:
-    """Answer for ranges of lines until nobody asks any more: None for one that does not hold its lines."""
+def _serve(pipe: Connection, path: str) -> None:
+    """Say that it has begun, then answer for ranges of lines until nobody asks any more: None for one that does not
+    hold its lines.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the one that asks
-    labels = _Labels(found, at_ms)
-    with SourceFile(found.path) as source:
+    with SourceFile(path) as source:
         try:
+            pipe.send(None)
+            labels: _Labels = pipe.recv()
             while (asked := pipe.recv()) is not None:
                 begin, size, count = asked
                 lines = source.lines_at(begin, size)

@@ -12,7 +12,8 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 
 __all__ = ["CHUNK_BYTES", "Mark", "SourceFile", "holds_lines"]
@@ -34,9 +35,12 @@ def holds_lines(name: str) -> bool:
 
 
 class SourceFile:
-    """An open transcript. `size`, `lines` and `sha256()` tell of what has been yielded so far."""
+    """An open transcript. `size`, `lines` and `sha256()` tell of what has been yielded so far.
 
-    def __init__(self, path: str) -> None:
+    `aside`: a thread computes the hash, which pays for large files.
+    """
+
+    def __init__(self, path: str, *, aside: bool = False) -> None:
         self.path = path
         self._fd = _open(path)
         self.status = os.fstat(self._fd)
@@ -44,6 +48,7 @@ class SourceFile:
             os.close(self._fd)
             raise OSError(errno.EINVAL, "not a regular file", path)
         self._hash = hashlib.sha256()
+        self._hashing = _Aside() if aside else None
         self.size = 0
         self.lines = 0
         self._first = self._last = b""
@@ -60,9 +65,13 @@ class SourceFile:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+        if self._hashing is not None:
+            self._hashing.close()
 
     def sha256(self) -> str:
         """Return the SHA-256 of the bytes yielded so far, in hex digits."""
+        if self._hashing is not None:
+            self._hashing.wait()
         return self._hash.hexdigest()
 
     def batches(self, *, unfinished: bool = True) -> Iterator[list[bytes]]:
@@ -94,7 +103,10 @@ class SourceFile:
             del lines
 
     def _taken(self, data: bytes | memoryview, lines: int) -> None:
-        self._hash.update(data)
+        if self._hashing is None:
+            self._hash.update(data)
+        else:
+            self._hashing.do(self._hash.update, data)
         self.size += len(data)
         self.lines += lines
         if len(self._first) < MARK_BYTES:
@@ -136,6 +148,15 @@ class SourceFile:
             self._taken(chunk, chunk.count(b"\n"))
         return True
 
+    def goes_on_with(self, data: bytes) -> bool:
+        """Say whether `data` is what comes next; if so, read over it, without a hash."""
+        for at in range(0, len(data), CHUNK_BYTES):
+            piece = data[at : at + CHUNK_BYTES]  # no copy of all of a smaller one
+            if os.pread(self._fd, len(piece), self.size) != piece:
+                return False
+            self.size += len(piece)
+        return True
+
     def ends_line(self) -> bool:
         """Say whether the last byte that was yielded or skipped is a newline."""
         return self.size > 0 and os.pread(self._fd, 1, self.size - 1) == b"\n"
@@ -168,6 +189,29 @@ class SourceFile:
         self._waited = True
         time.sleep(WRITE_S)
         return True
+
+
+class _Aside:
+    """A thread that does one thing at a time, in order: hashing leaves the interpreter to others."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def do(self, call: Callable[[bytes | memoryview], None], data: bytes | memoryview) -> None:
+        """Have `call(data)` done, once what came before it is."""
+        self.wait()
+        self._last = self._pool.submit(call, data)
+
+    def wait(self) -> None:
+        """Return once nothing is left to do."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """Let go of the thread."""
+        self._pool.shutdown()
 
 
 def _open(path: str) -> int:

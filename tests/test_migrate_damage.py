@@ -272,7 +272,7 @@ def test_a_sample_of_each_kind(name: str) -> None:
 def test_every_kind_has_a_sample_and_a_sentence() -> None:
     """No kind is left untested or unexplained."""
     sampled = {kind for _, expected in SAMPLES.values() for kind in expected}
-    assert KINDS.keys() - sampled == {"ids-not-checked", "huge-line"}
+    assert KINDS.keys() - sampled == {"ids-not-checked", "huge-line", "torn-stream"}
     assert all(len(sentence) > 10 for sentence in KINDS.values())
 
 
@@ -295,6 +295,13 @@ def test_long_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspected(small + b'{"a":"%s"}\n' % long + small)[0] == {"huge-line": 1}
     assert inspected(small + b'{"a":"%s\n' % long + small)[0] == {"huge-line": 1, "invalid-json": 1}
     assert inspected(small + b'{"a":"%s"}\n' % long[:1490])[0] == {}
+
+
+def test_ids_with_escapes() -> None:
+    """An id is the text that it stands for, however it is written, and on whatever line."""
+    broken = b'{"\\ud800":0,"id":"\\\\"}\n'  # lone surrogate: read by another decoder
+    assert inspected(b'{"id":"\\\\"}\n' + broken)[0] == {"lone-surrogate": 1, "duplicate-id": 1}
+    assert inspected(b'{"id":"\\u0061"}\n{"id":"a"}\n')[0] == {"duplicate-id": 1}
 
 
 def test_ids_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ LINES = [
     b'{"type":"message","id":"f","message":{"role":"user","content":"Read HEARTBEAT.md if it is there"}}\n',
     b'{"type":"message","id":"g","message":{"role":"assistant","content":"HEARTBEAT_OK"}}\n',
 ]
+BEGIN_SECONDS = 60
 LONG = b'{"type":"message","id":"l","message":{"role":"assistant","content":"' + b"x" * (3 << 20) + b'"}}\n'
 
 
@@ -53,10 +54,20 @@ def imported(folder: Path, found: Found, *, aside: bool) -> tuple[Any, list[Any]
     ],
     ids=["mixed", "one-long-line", "blank", "empty"],
 )
-def test_aside_is_as_here(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kinds, sources, times, damage, what the labeller remembers: all the same, whoever labels."""
+@pytest.mark.parametrize("batches_here", [0, 1])
+def test_aside_is_as_here(data: bytes, batches_here: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kinds, sources, times, damage, what the labeller remembers: all the same, whoever labels, and from when on."""
     monkeypatch.setattr(importing, "WORTH_BYTES", 0)
     monkeypatch.setattr(labelling, "AHEAD_BYTES", 2 << 20)
+    monkeypatch.setattr(labelling, "BEGIN_SECONDS", 0 if batches_here else BEGIN_SECONDS)
+    asked = labelling._asked
+
+    def then_waiting(*arguments: Any) -> Any:
+        for answer in asked(*arguments):
+            monkeypatch.setattr(labelling, "BEGIN_SECONDS", BEGIN_SECONDS)
+            yield answer
+
+    monkeypatch.setattr(labelling, "_asked", then_waiting)
     found = found_at(tmp_path / "a.jsonl", data)
     here, ours = imported(tmp_path / "here", found, aside=False)
     aside, theirs = imported(tmp_path / "aside", found, aside=True)
@@ -78,6 +89,7 @@ def _die(*_: object) -> None:
 
 def test_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file fails with what to do next, and nothing of it is in the store."""
+    monkeypatch.setattr(labelling, "BEGIN_SECONDS", BEGIN_SECONDS)
     monkeypatch.setattr(importing, "WORTH_BYTES", 0)
     monkeypatch.setattr(labelling, "_serve", _die)
     outcome, _ = imported(tmp_path / "store", found_at(tmp_path / "a.jsonl", b"".join(LINES) * 9), aside=True)
@@ -90,6 +102,7 @@ def test_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_file_rewritten_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the two processes see different lines, nothing is imported."""
+    monkeypatch.setattr(labelling, "BEGIN_SECONDS", BEGIN_SECONDS)
     monkeypatch.setattr(importing, "WORTH_BYTES", 0)
     monkeypatch.setattr(labelling, "AHEAD_BYTES", 1 << 20)
     found = found_at(tmp_path / "a.jsonl", b"".join(LINES) * 15_000)

@@ -297,8 +297,7 @@ class LocalBackend:
             if type(draft.parts) is tuple:
                 syscalls.write_parts(temp.fd, draft.parts)
             else:
-                for part in draft.parts:
-                    syscalls.write_all(temp.fd, part)
+                syscalls.write_stream(temp.fd, draft.parts)
             if sync:
                 syscalls.flush_data(temp.fd)
         except OSError as error:

@@ -14,7 +14,7 @@ import resource
 import stat
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 __all__ = [
@@ -38,12 +38,14 @@ __all__ = [
     "supports_unnamed",
     "write_all",
     "write_parts",
+    "write_stream",
 ]
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _HOLD_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC if hasattr(os, "O_PATH") else 0
 SMALL_BYTES = 8192  # more than nine of ten records need
+BEGUN_BYTES = 8 << 20  # which the disk begins with while more is made
 _UNNAMED = getattr(os, "O_TMPFILE", 0)
 _NO_UNNAMED = (  # not there, or nothing can be made there now: whoever writes is told by the attempt
     *(errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT),
@@ -179,6 +181,31 @@ def write_all(fd: int, part: bytes) -> None:
         if not taken:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         written += taken
+
+
+def write_stream(fd: int, parts: Iterable[bytes]) -> None:
+    """Write all of `parts`, and let the disk begin with the first of many while the others are made."""
+    written = 0
+    for part in parts:
+        write_all(fd, part)
+        written += len(part)
+        if written >= BEGUN_BYTES:
+            _begin_flush()(fd)
+            written = 0
+
+
+@cache
+def _begin_flush() -> Callable[[int], object]:
+    """Return what asks the disk to begin with what was written to a file; nothing is promised by it."""
+    if sys.platform != "linux":
+        return lambda fd: fd
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if call is None:
+        return lambda fd: fd
+    start, whole, write = ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(2)
+    return lambda fd: call(fd, start, whole, write)
 
 
 def write_parts(fd: int, parts: Sequence[bytes]) -> None:
