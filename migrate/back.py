@@ -34,10 +34,14 @@ from .words import document_of, end, json_option, open_store, paths_argument, re
 __all__ = ["COMMANDS"]
 
 
-def _chosen(catalog: Catalog, paths: Sequence[str]) -> list[Entry]:
-    """Return the current entries of files at or below `paths`, all of them without any."""
+def _chosen(catalog: Catalog, paths: Sequence[str], *, older: bool = False) -> list[Entry]:
+    """Return the current entries of files at or below `paths`, all of them without any.
+
+    With `older` also those of what the files were before, and those of which only derived sessions are left.
+    """
     catalog.refresh()
-    entries = [entry for entry in catalog.entries() if entry.state == "imported"]
+    states = ("imported", "replaced") if older else ("imported",)
+    entries = [one for one in catalog.entries() if one.state in states or (older and one.derived)]
     if not paths:
         return entries
     wanted = [place for path in paths for place in (os.path.abspath(path), os.path.realpath(path))]
@@ -56,14 +60,18 @@ def _lies_in(path: str, folders: Iterable[str]) -> bool:
 @json_option
 @click.pass_obj
 def list_(settings: Settings, paths: tuple[str, ...], as_json: bool) -> None:
-    """Show which file became which session."""
+    """Show which file became which session, and which were made beside it (salvaged, expanded)."""
     with open_store(settings, create=False) as store:
         entries = _chosen(Catalog(store), paths)
     if as_json:
         for entry in entries:
             write_json(document_of(Outcome(path_of(entry.path), "unchanged", entry=entry)))
         return
-    rows = [[entry.session, path_of(entry.path), show_size(entry.size), f"{entry.lines:,}"] for entry in entries]
+    rows = []
+    for entry in entries:
+        rows.append([entry.session, path_of(entry.path), show_size(entry.size), f"{entry.lines:,}"])
+        for id_, ranges in entry.derived.items():
+            rows.append([id_, path_of(entry.path), "", f"{sum(last - first + 1 for first, last in ranges):,}"])
     show_table(None, ["session", "file", "size", "lines"], rows, shape="  rr")
 
 
@@ -159,11 +167,15 @@ def export(
 @click.confirmation_option(prompt="Delete the imported sessions that nobody has appended to?")
 @click.pass_obj
 def undo(settings: Settings, paths: tuple[str, ...], as_json: bool) -> None:
-    """Delete imported sessions that nobody has appended to since; the files stay as they are. It asks first."""
+    """Delete imported sessions that nobody has appended to since; the files stay as they are. It asks first.
+
+    With them go the sessions made beside them (salvaged, expanded), and those of what a file held before.
+    """
     with open_store(settings, create=False) as store:
-        entries = _chosen(Catalog(store), paths)
-        kept = 0
+        entries = _chosen(Catalog(store), paths, older=True)
+        gone = kept = 0
         for result in undo_entries(store, entries):
+            gone += result.status == "undone"
             kept += result.status != "undone"
             reason = result.reason or reason_of(result.error)
             if as_json:
@@ -171,7 +183,7 @@ def undo(settings: Settings, paths: tuple[str, ...], as_json: bool) -> None:
             elif result.status != "undone" or result.late:
                 note(f"{visible(result.session)}: {result.status}: {visible(reason)}")
     if not as_json:
-        write_line(f"{counted(len(entries) - kept, 'session')} removed, {counted(kept, 'session')} kept")
+        write_line(f"{counted(gone, 'session')} removed, {counted(kept, 'session')} kept")
     end(failed=bool(kept))
 
 

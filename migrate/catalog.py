@@ -31,6 +31,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     session that hold the file's first `size` bytes, whose SHA-256 is `sha256`; between them lie what others appended.
     `lane` is what its labeller remembered at the end, `mode` and `mtime_ns` are the file's, `dev` and `ino` tell it by
     another name. `damage` counts lines by kind. `state`: `replaced` (the path holds another file by now), `undone`.
+    `derived` are the sessions made from the file beside its own, with the seqs there that came from it; `expanded` is
+    how many of the file's bytes were expanded into one of them, if it is compressed.
     """
 
     path: str
@@ -49,6 +51,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     ranges: list[Range]
     damage: dict[str, int] = {}
     state: State = "imported"
+    derived: dict[str, list[Range]] = {}
+    expanded: int = 0
 
     @property
     def last(self) -> int:
@@ -91,6 +95,10 @@ class Catalog:
     def entries(self) -> list[Entry]:
         """Return the latest entry of each session that a file became, in the order in which they were made."""
         return list(self._entries.values())
+
+    def taken(self) -> set[str]:
+        """Return the ids of all sessions that files became, and of those that were made from files beside them."""
+        return {id_ for entry in self._entries.values() for id_ in (entry.session, *entry.derived)}
 
     def current(self) -> dict[str, Entry]:
         """Return the entry of each path that is imported now."""

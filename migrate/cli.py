@@ -32,6 +32,7 @@ from shardstore.cli.output import (
 from . import back
 from .catalog import Catalog, Entry
 from .damage import KINDS
+from .expanding import is_due
 from .finding import Problem, find
 from .following import Mirror
 from .importing import Outcome
@@ -188,7 +189,8 @@ def run_(
 ) -> None:
     """Bring in what is new. Run it again, also after it was interrupted: nothing comes twice, nothing is missing.
 
-    A file counts as imported only when its session, read back from the store, is the file byte for byte.
+    A file counts as imported only when its session, read back from the store, is the file byte for byte. The lines of a
+    compressed one (.jsonl.zst) become a session beside that, if `pip install 'shardstore[zstd]'` was run.
 
     \b
     Examples:  shardstore migrate run
@@ -200,15 +202,21 @@ def run_(
         outcomes = list(
             import_files(store, files, jobs=jobs, salvage=salvage, advance=lambda done: advance(done, total))
         )
-    document = {"files": list(map(document_of, outcomes)), "problems": [vars(problem) for problem in problems]}
+    unexpanded = [outcome.path for outcome in outcomes if is_due(outcome) and outcome.error is None]
+    document = {
+        "files": list(map(document_of, outcomes)),
+        "problems": [vars(problem) for problem in problems],
+        "unexpanded": list(map(visible, unexpanded)),
+    }
     if report_path is not None:
         _write_report(report_path, document)
     if as_json:
         write_json(document)
     else:
         _show_outcomes(outcomes)
-        _show_problems([*problems, *(Problem(o.path, reason_of(o.error)) for o in outcomes if o.status == "failed")])
-    end(failed=any(outcome.status == "failed" for outcome in outcomes) or bool(problems))
+        _show_unexpanded(unexpanded)
+        _show_problems([*problems, *(Problem(o.path, reason_of(o.error)) for o in outcomes if o.error is not None)])
+    end(failed=any(outcome.error is not None for outcome in outcomes) or bool(problems))
 
 
 def _write_report(path: str, document: object) -> None:
@@ -217,6 +225,13 @@ def _write_report(path: str, document: object) -> None:
     with open(path, "w", encoding="ascii") as file:
         json.dump(document, file, indent=1)
         file.write("\n")
+
+
+def _show_unexpanded(paths: Sequence[str]) -> None:
+    if paths:
+        _show_problems([Problem(path, "imported, but not expanded") for path in paths])
+        many = counted(len(paths), "compressed file")
+        complain(f"to make readable sessions of {many}: pip install 'shardstore[zstd]', and run again")
 
 
 def _show_outcomes(outcomes: Sequence[Outcome]) -> None:

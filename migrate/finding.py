@@ -212,7 +212,7 @@ class _Search:
             for name in filter(COMPRESSED.fullmatch, names):
                 path = os.path.join(here, name)
                 session = f"{found.session.rpartition('/')[0]}/{name}"
-                self._add(replace(found, session=session), path, named(folder, path))
+                self._add(replace(found, session=session, inner=""), path, named(folder, path))
 
     def _settle(self, folder: str, below: Sequence[str]) -> dict[str, Format]:
         """Take what the formats find in a folder that is nobody's home: by heads, then by what lies around.

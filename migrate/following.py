@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import watchfiles
@@ -25,7 +26,7 @@ from .catalog import Catalog, Entry, path_of
 from .finding import Problem, find
 from .importing import Importer, Outcome
 from .lines import SourceFile
-from .mirroring import Rewritten, append_lines, extends
+from .mirroring import Rewritten, append_lines, caught_up, extends
 from .sources import FORMATS, Found
 
 __all__ = ["Mirror", "Round"]
@@ -117,6 +118,7 @@ class Mirror:
         self._failing: dict[str, str] = {}
         self._folders: list[str] = []
         self._found_at_s = self._finding_s = 0.0
+        self._is_settled = False
 
     def close(self) -> None:
         """Tell the catalog how far every file was mirrored, and let go of them."""
@@ -133,6 +135,7 @@ class Mirror:
         Once `stop` is set, what is left is left to a later round. Raises what concerns the store as a whole.
         """
         problems = self._find() if changed is None else []
+        self._settle()
         due, missing = self._due(changed or set())
         if missing:  # it may have another name by now
             problems += self._find()
@@ -147,6 +150,20 @@ class Mirror:
                 self._seen.clear()
                 break
         return Round([one for one in outcomes if self._is_news(one)], self.behind_bytes(), problems)
+
+    def _settle(self) -> None:
+        """Tell the catalog, once, what a killed follower appended for files that are gone by now."""
+        if self._is_settled:
+            return
+        self._catalog.refresh()
+        settled: list[Entry] = []
+        for entry in self._catalog.current().values():
+            if not os.path.lexists(path_of(entry.path)):
+                with suppress(shardstore.Corrupt):  # check and verify tell of that
+                    whole = caught_up(self._store, entry)
+                    settled += [whole] if whole is not entry else []
+        self._catalog.add(settled)
+        self._is_settled = True
 
     def _take(self, outcome: Outcome, outcomes: list[Outcome]) -> None:
         """Take over what the importer says of a file."""

@@ -9,13 +9,15 @@ name), or rewritten: then the older session stays as it is, and the file begins 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import msgspec
@@ -27,22 +29,27 @@ from .damage import Inspector
 from .finding import fitted
 from .labelling import WORTH_BYTES, Facts, labelled_aside, labelled_here
 from .lines import SourceFile, holds_lines
-from .mirroring import Rewritten, append_lines, extends
+from .mirroring import Rewritten, append_lines, caught_up, extends
 from .sources import Found, format_of
 
 __all__ = ["IDS_MAX", "Importer", "Outcome"]
 
 IDS_MAX = 1000  # sessions that one path may have begun
+INODE_ENTRIES_MAX = 8  # that a file is compared with: file systems use the inodes of dead files again
 CATALOG_BATCH = 128
-HASHED_ASIDE_BYTES = 4 << 20  # from here on a thread pays
+COMPARED_BYTES = 1 << 20  # from here on comparing bytes is faster than hashing them
 
 Status = Literal["imported", "unchanged", "grown", "moved", "rewritten", "failed"]
 Advance = Callable[[int], None]
+Inodes = Mapping[tuple[int, int], Sequence[Entry]]  # the entries of each inode, the likeliest first
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one file: `bytes_new` of it are in the store now that were not before."""
+    """What became of one file: `bytes_new` of it are in the store now that were not before.
+
+    An `error` of one that has not failed is what hindered making a session beside its own; it is imported all the same.
+    """
 
     path: str
     status: Status
@@ -59,6 +66,7 @@ class _Reading:
         self.found = found
         self.session = session
         self.entry: Entry | None = None
+        self.inode: tuple[int, int] | None = None  # that the file had when no entry was found to be its own
         self._advance = advance
         self._unfinished = unfinished
         self._aside = aside
@@ -68,8 +76,10 @@ class _Reading:
         """Yield the file's lines as records. Raises OSError, also for a file that was rewritten meanwhile."""
         found = self.found
         record = shardstore.NewRecord
-        with SourceFile(found.path) as source:
-            aside = self._aside and source.status.st_size >= WORTH_BYTES
+        aside = self._aside and os.stat(found.path).st_size >= WORTH_BYTES
+        with SourceFile(found.path, aside=aside) as source:
+            if self.inode not in (None, (source.status.st_dev, source.status.st_ino)):
+                raise FileNotFoundError(errno.ENOENT, "another file has this name by now; run again", found.path)
             labelled = labelled_aside if aside else labelled_here
             at_ms = source.status.st_mtime_ns // 1_000_000
             batches = labelled(found, at_ms, source, unfinished=self._unfinished, tell=self._tell)
@@ -113,20 +123,13 @@ def _text(found: Found) -> str:
     return text_of(os.path.abspath(found.path))
 
 
-def _sha256_of(pieces: Iterator[bytes], size: int) -> str:
-    """Return the SHA-256 of `pieces`; of many, each is hashed in a thread while the next is read."""
-    digest = hashlib.sha256()
-    if size < HASHED_ASIDE_BYTES:
+def _is_begun_by(path: str, pieces: Iterator[bytes], size: int) -> bool:
+    """Say whether the file now begins with `pieces`, and these are `size` bytes."""
+    with SourceFile(path) as source:
         for piece in pieces:
-            digest.update(piece)
-        return digest.hexdigest()
-    with ThreadPoolExecutor(1) as pool:
-        last: Future[None] | None = None
-        for piece in pieces:
-            if last is not None:
-                last.result()
-            last = pool.submit(digest.update, piece)
-    return digest.hexdigest()
+            if not source.goes_on_with(piece):
+                return False
+        return source.size == size
 
 
 class Importer:
@@ -149,6 +152,7 @@ class Importer:
         self._advance = advance
         self._aside = False
         self._taken: set[str] = set()
+        self._inodes: dict[str, tuple[int, int]] = {}
         self._doubted: set[str] = set()
 
     def doubt(self, path: str) -> None:
@@ -171,8 +175,10 @@ class Importer:
         """Take what is new of the files that have a session, also under another name; put the others into `new`."""
         self._catalog.refresh()
         current = self._catalog.current()
-        replaced = [entry for entry in self._catalog.entries() if entry.state == "replaced" and entry.size]
-        inodes = {(entry.dev, entry.ino): entry for entry in [*replaced, *current.values()]}
+        inodes: dict[tuple[int, int], list[Entry]] = defaultdict(list)
+        replaced = [entry for entry in self._catalog.entries() if entry.state == "replaced"]
+        for entry in reversed([*replaced, *current.values()]):
+            inodes[entry.dev, entry.ino].append(entry)
         for found in sorted(files, key=lambda found: _text(found) in current):  # those that were moved come first
             try:
                 outcome = self._of_known(found, current, inodes)
@@ -181,36 +187,49 @@ class Importer:
             if outcome is None:
                 new.append(found)
             else:
+                self._inodes.pop(found.path, None)
                 yield outcome
 
-    def _of_known(
-        self, found: Found, current: dict[str, Entry], inodes: dict[tuple[int, int], Entry]
-    ) -> Outcome | None:
+    def _of_known(self, found: Found, current: dict[str, Entry], inodes: Inodes) -> Outcome | None:
         """Take what is new of a file that is known by this name, or was by another; None if it is neither."""
         own = current.get(_text(found))
-        outcome = None if own is None else self._again(found, own)
-        if outcome is not None:
-            return outcome
-        moved = self._moved(found, inodes)
-        outcome = None if moved is None else self._again(found, moved, instead_of=own)
-        if outcome is not None and moved is not None:
-            if current.get(moved.path) is moved:  # another file may have its name by now
-                del current[moved.path]
-        elif own is not None:
-            self._catalog.add([msgspec.structs.replace(own, state="replaced")])
-        return outcome
+        for entry in self._candidates(found, own, inodes):
+            outcome = self._again(found, entry, instead_of=None if entry is own else own)
+            if outcome is not None:
+                if entry is not own and current.get(entry.path) is entry:  # another file may have its name by now
+                    del current[entry.path]
+                return outcome
+        if own is not None:
+            self._catalog.add([self._replaced(own)])
+        return None
 
-    def _moved(self, found: Found, inodes: dict[tuple[int, int], Entry]) -> Entry | None:
-        """Return the entry of the file that has this name now, if it had another one before."""
+    def _replaced(self, entry: Entry) -> Entry:
+        return msgspec.structs.replace(caught_up(self._store, entry), state="replaced")
+
+    def _candidates(self, found: Found, own: Entry | None, inodes: Inodes) -> Iterator[Entry]:
+        """Yield the entries that a file may go on with: its inode tells more than its name."""
         status = os.stat(found.path)
-        entry = inodes.get((status.st_dev, status.st_ino))
-        if entry is None or not entry.size or entry.size > status.st_size or entry.path == _text(found):
-            return None
+        inode = self._inodes[found.path] = (status.st_dev, status.st_ino)
+        stays = own is not None and (own.dev, own.ino) == inode
+        if own is not None and stays:
+            yield own
+        for entry in islice(inodes.get(inode, ()), INODE_ENTRIES_MAX):
+            if entry is not own and self._has_moved(entry, _text(found), stays=stays):
+                yield entry
+        if own is not None and not stays:
+            yield own
+
+    def _has_moved(self, entry: Entry, path: str, *, stays: bool) -> bool:
+        """Say whether the file of an entry may be that which has its inode now; an empty one tells nothing."""
+        if not entry.size and not caught_up(self._store, entry).size:
+            return False
+        if entry.path == path:
+            return not stays  # it is back
         try:
             other = os.stat(path_of(entry.path))
         except OSError:
-            return entry
-        return None if (other.st_dev, other.st_ino) == (entry.dev, entry.ino) else entry
+            return True
+        return (other.st_dev, other.st_ino) != (entry.dev, entry.ino)
 
     def _again(self, found: Found, entry: Entry, *, instead_of: Entry | None = None) -> Outcome | None:
         """Take what is new of a known file; None if it is another file by now."""
@@ -218,18 +237,23 @@ class Importer:
         path = _text(found)
         same = (entry.size, entry.mtime_ns, entry.dev, entry.ino, entry.path)
         now = (status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino, path)
-        if same == now and found.path not in self._doubted:
+        if same == now and found.path not in self._doubted and entry.state == "imported":
             return Outcome(found.path, "unchanged", entry=entry)
+        whole = caught_up(self._store, entry)
         with SourceFile(found.path) as source:
             self._doubted.discard(found.path)
-            if not extends(source, entry):
+            if not extends(source, whole):
                 return None
+            inode = (source.status.st_dev, source.status.st_ino)
+            if inode != (entry.dev, entry.ino) and source.status.st_size > whole.size:
+                # first, for after a kill and a renaming only the inode tells whose the lines are
+                self._catalog.add([msgspec.structs.replace(whole, dev=inode[0], ino=inode[1])])
             try:
-                grown = append_lines(self._store, entry, source, unfinished=self._unfinished, advance=self._advance)
+                grown = append_lines(self._store, whole, source, unfinished=self._unfinished, advance=self._advance)
             except Rewritten:
                 return None
         grown = msgspec.structs.replace(grown, path=path, name=text_of(found.name), state="imported")
-        before = [] if instead_of is None else [msgspec.structs.replace(instead_of, state="replaced")]
+        before = [] if instead_of is None else [self._replaced(instead_of)]
         if grown != entry:
             self._catalog.add([*before, grown])
         size, lines = grown.size - entry.size, grown.lines - entry.lines
@@ -242,7 +266,7 @@ class Importer:
         """Import files that have no session yet, in batches. With `aside` another process helps with large ones."""
         self._aside = aside
         self._catalog.refresh()
-        self._taken = {entry.session for entry in self._catalog.entries()}
+        self._taken = self._catalog.taken()
         waiting = [self._reading(found) for found in files]
         for _ in range(IDS_MAX):
             again: list[_Reading] = []
@@ -264,7 +288,10 @@ class Importer:
         raise shardstore.Unavailable(f"no free session id was found in {IDS_MAX} rounds")
 
     def _reading(self, found: Found) -> _Reading:
-        return _Reading(found, self._free(found.session), self._advance, unfinished=self._unfinished, aside=self._aside)
+        id_ = self._free(found.session)
+        reading = _Reading(found, id_, self._advance, unfinished=self._unfinished, aside=self._aside)
+        reading.inode = self._inodes.get(found.path)
+        return reading
 
     def _told(self, entries: list[Entry], outcomes: list[Outcome]) -> Iterator[Outcome]:
         """Tell the catalog, then the caller."""
@@ -293,9 +320,15 @@ class Importer:
         return Outcome(found.path, "failed", error=error or shardstore.Unavailable("nothing was read"))
 
     def _reads_back(self, entry: Entry) -> bool:
-        if _sha256_of(self._store.session(entry.session).iter_jsonl(), entry.size) == entry.sha256:
+        """Say whether the session holds the file: by its bytes where that is faster, which it is for long ones."""
+        view = self._store.session(entry.session).iter_jsonl
+        if entry.size >= COMPARED_BYTES:
+            with suppress(OSError):
+                if _is_begun_by(path_of(entry.path), view(), entry.size):
+                    return True
+        elif hashlib.sha256(b"".join(view())).hexdigest() == entry.sha256:
             return True
-        digest = hashlib.sha256()  # perhaps others have appended to it by now
+        digest = hashlib.sha256()  # perhaps the file has changed, or others have appended to the session by now
         for _, payload in records_of(self._store, entry):
             digest.update(payload)
         return digest.hexdigest() == entry.sha256
@@ -304,7 +337,8 @@ class Importer:
         """Take over the session that an earlier, killed run left; otherwise try the next id."""
         self._catalog.refresh()
         path = _text(reading.found)
-        others = any(entry.session == reading.session and entry.path != path for entry in self._catalog.entries())
+        id_ = reading.session
+        others = any((one.session == id_ and one.path != path) or id_ in one.derived for one in self._catalog.entries())
         entry = None if others else self._left_by_a_run(reading)
         if entry is None:
             again.append(self._reading(reading.found))
@@ -323,6 +357,7 @@ class Importer:
         labeller = format_of(reading.found.format).labeller(reading.found.lane)
         inspector = Inspector()
         try:
+            born = session.info().watermark
             records = session.records()
             with SourceFile(reading.found.path) as source:
                 lines = (line for batch in source.batches() for line in batch)
@@ -330,7 +365,7 @@ class Importer:
                 digest = hashlib.sha256()
                 for record in records:
                     line = next(lines, None)
-                    if line is None and size:
+                    if line is None and size and record.seq > born:
                         break  # what follows was appended since
                     if line != record.payload:
                         return None

@@ -2,23 +2,24 @@
 
 Rule: each line is appended under a key that names its place in the file (`mirror:<byte offset>`), so a repeat after a
 crash commits it once. Only a file whose beginning still is what was imported may go on in the same session; the offset
-and the hash in its entry say what that was.
+and the hash in its entry say what that was, with the lines that a killed follower appended after it was made.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import msgspec
 
 import shardstore
 
-from .catalog import Entry, Range
+from .catalog import Entry, Range, records_of
 from .damage import Inspector
 from .lines import SourceFile, holds_lines
 from .sources import format_of
 
-__all__ = ["Rewritten", "append_lines", "extends"]
+__all__ = ["Rewritten", "append_lines", "caught_up", "extends"]
 
 
 _OF_A_WHOLE_FILE = ("empty-file", "header-only")
@@ -32,6 +33,39 @@ class Rewritten(Exception):  # noqa: N818
 def extends(source: SourceFile, entry: Entry) -> bool:
     """Read over what was imported; say whether the file still begins with it."""
     return source.skip(entry.size) and source.sha256() == entry.sha256
+
+
+def caught_up(store: shardstore.Store, entry: Entry) -> Entry:
+    """Return the entry with the lines that were appended for its file since it was made. Raises Corrupt, Unavailable.
+
+    Without them a file that was cut to what the entry says would go on in a session that holds more.
+    """
+    labeller = format_of(entry.format).labeller(entry.lane)
+    inspector = Inspector()
+    ranges: list[Range] = list(entry.ranges)
+    size, lines = entry.size, entry.lines
+    try:
+        for record in store.session(entry.session, create=False).records(entry.last + 1):
+            if lines == entry.lines and record.key == f"mirror:{size + 1}":
+                size += 1  # the newline that the last line lacked
+            elif record.key != f"mirror:{size}":
+                continue  # it is others'
+            labeller.label(record.payload)
+            inspector.line(record.payload)
+            _extend(ranges, record.seq)
+            size += len(record.payload)
+            lines += 1
+        if lines == entry.lines:
+            return entry
+        damage = _added(entry, inspector.finish() if holds_lines(entry.name) else {})
+        more = {"lane": labeller.lane, "size": size, "lines": lines, "ranges": ranges, "damage": damage}
+        whole = msgspec.structs.replace(entry, **more)
+        digest = hashlib.sha256()
+        for _, payload in records_of(store, whole):
+            digest.update(payload)
+    except (shardstore.NotFound, shardstore.Deleted):
+        return entry
+    return msgspec.structs.replace(whole, sha256=digest.hexdigest())
 
 
 def append_lines(
@@ -95,9 +129,6 @@ def _extend(ranges: list[Range], seq: int) -> None:
 
 def _grown(entry: Entry, source: SourceFile, ranges: list[Range], lane: str, damage: dict[str, int]) -> Entry:
     has_grown = source.size > entry.size
-    before = {kind: count for kind, count in entry.damage.items() if kind not in _OUTGROWN or not has_grown}
-    more = {kind: count for kind, count in damage.items() if kind not in _OF_A_WHOLE_FILE or not entry.size}
-    total = {kind: before.get(kind, 0) + more.get(kind, 0) for kind in {**before, **more}}
     status = source.status
     return msgspec.structs.replace(
         entry,
@@ -109,5 +140,12 @@ def _grown(entry: Entry, source: SourceFile, ranges: list[Range], lane: str, dam
         dev=status.st_dev,
         ino=status.st_ino,
         ranges=ranges,
-        damage=total,
+        damage=_added(entry, damage) if has_grown else entry.damage,
     )
+
+
+def _added(entry: Entry, damage: dict[str, int]) -> dict[str, int]:
+    """Return the damage of a file that has grown: what there was, without what whole lines outgrow, and more."""
+    before = {kind: count for kind, count in entry.damage.items() if kind not in _OUTGROWN}
+    more = {kind: count for kind, count in damage.items() if kind not in _OF_A_WHOLE_FILE or not entry.size}
+    return {kind: before.get(kind, 0) + more.get(kind, 0) for kind in {**before, **more}}

@@ -14,6 +14,7 @@ from .catalog import Entry, text_of
 from .damage import Inspector
 from .lines import SourceFile, holds_lines
 from .sources import Found, format_of
+from .unpacking import is_packed
 
 __all__ = ["FileFacts", "Tally", "inspect", "tallied"]
 
@@ -104,7 +105,7 @@ def tallied(facts: Iterable[FileFacts]) -> list[Tally]:
     tallies: dict[str, Tally] = {}
     for fact in facts:
         tally = tallies.setdefault(fact.found.agent, Tally(fact.found.agent))
-        tally.sessions += holds_lines(fact.found.name)
+        tally.sessions += holds_lines(fact.found.name) or is_packed(fact.found.name)
         tally.files += 1
         tally.new += fact.status != "unchanged"
         tally.size += fact.size

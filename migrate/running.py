@@ -18,9 +18,11 @@ from concurrent.futures.process import BrokenProcessPool
 import shardstore
 
 from .catalog import Catalog
+from .expanding import expand
 from .importing import Importer, Outcome
-from .salvaging import salvage_file
+from .salvaging import salvaged
 from .sources import Found
+from .unpacking import is_packed
 
 __all__ = ["RECORD_BYTES_MAX", "import_files"]
 
@@ -44,18 +46,20 @@ def import_files(
 ) -> Iterator[Outcome]:
     """Import `files`; yield what became of each. `advance` is told how many bytes have been looked at in all.
 
-    With `salvage`, whole entries in damaged lines go into sessions beside the files' own, whenever these were imported.
+    Compressed files come last, once their lines have become sessions beside their own. With `salvage`, whole entries in
+    damaged lines go into sessions beside the files' own, whenever these were imported.
     """
     done = 0
+    catalog = Catalog(store)
+    packed: list[Outcome] = []
     for outcome in _outcomes(store, files, jobs or min(_processors(), JOBS_MAX)):
         done += _size(outcome.path)
         advance(done)
-        if salvage and outcome.entry is not None:
-            try:
-                salvage_file(store, outcome.entry)
-            except (OSError, shardstore.ShardstoreError) as error:
-                yield Outcome(outcome.path, "failed", error=error)
-        yield outcome
+        if is_packed(outcome.path):
+            packed.append(outcome)
+        else:
+            yield salvaged(store, catalog, outcome) if salvage else outcome
+    yield from expand(store, catalog, files, packed)
 
 
 def _processors() -> int:

@@ -1,10 +1,10 @@
 """Undo: what an import brought leaves the store again, unless somebody has appended to it since.
 
-Rule: a session is deleted only if the log holds nothing but what came from the file (a `lost` record is nobody's: an
-append that was never acknowledged). First the session is deleted, then the catalog is told. A crash between the two
-leaves an entry whose session answers Deleted, and repeating the undo finishes both; the other order would leave a
-session that nobody knows of. Sources are not looked at, nothing else in the store is touched, and a deleted id is spent
-for good: the next import of the file takes another one.
+Rule: a session, the file's own or one made from it, is deleted only if the log holds nothing but what came from the
+file (a `lost` record is nobody's: an append that was never acknowledged). First an entry's sessions are deleted, then
+the catalog is told. A crash between the two leaves an entry whose sessions answer Deleted, and repeating the undo
+finishes both; the other order would leave a session that nobody knows of. Sources are not looked at, nothing else in
+the store is touched, and a deleted id is spent for good: the next import of the file takes another one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 
 import shardstore
 
-from .catalog import Catalog, Entry
+from .catalog import Catalog, Entry, Range
 
 __all__ = ["Undone", "undo"]
 
@@ -26,11 +26,12 @@ SOURCES_MAX = 100  # sources told apart in one answer; the rest are counted toge
 OTHERS = "(others)"
 MIRRORED = "(mirrored, not noted yet: import again, then undo)"
 LOST = "lost"
+KEYS = ("mirror:", "salvage:")
 
 
 @dataclass(frozen=True, slots=True)
 class Undone:
-    """What became of one entry: `undone`, `stays` (others appended to it; `reason`), or `failed` for `error`'s reason.
+    """What became of a session: `undone`, `stays` (others appended to it; `reason`), or `failed` for `error`'s reason.
 
     `appended` counts by source what others appended. `late` is how many seqs were taken between the last look and the
     deletion, which took them along: 0 proves that nothing was; any more is at most so many records of others (those
@@ -49,8 +50,8 @@ class Undone:
 def undo(store: shardstore.Store, entries: Iterable[Entry]) -> Iterator[Undone]:
     """Delete each session that nobody has appended to since it was imported; yield what became of each.
 
-    An entry is `undone` once its bytes are gone and the catalog knows, durably; one whose session was deleted already,
-    by an undo that was killed or by somebody else, too. It may be repeated at any time. What fails is told in `error`,
+    A session is `undone` once its bytes are gone and the catalog knows, durably; one that was deleted already, by an
+    undo that was killed or by somebody else, too. It may be repeated at any time. What fails is told in `error`,
     and the others go on.
 
     One race can't be closed from here: a deletion has no condition. Who appends between the last look and the
@@ -59,48 +60,70 @@ def undo(store: shardstore.Store, entries: Iterable[Entry]) -> Iterator[Undone]:
     """
     catalog = Catalog(store)
     for entry in entries:
+        results = [_tried(store, entry.path, id_, ranges) for id_, ranges in _sessions_of(entry).items()]
         try:
-            yield _undo(store, catalog, entry)
+            _tell(catalog, entry, {result.session for result in results if result.status == "undone"})
         except (shardstore.ShardstoreError, OSError) as error:
-            yield Undone(entry.path, entry.session, "failed", f"it could not be undone: {error}", error=error)
+            results = [_failed(entry.path, result.session, error) for result in results]
+        yield from results
 
 
-def _undo(store: shardstore.Store, catalog: Catalog, entry: Entry) -> Undone:
-    session = store.session(entry.session, create=False)
-    reason, seen = "", entry.last
+def _sessions_of(entry: Entry) -> dict[str, list[Range]]:
+    own = {entry.session: entry.ranges} if entry.state != "undone" or not entry.derived else {}
+    return own | entry.derived
+
+
+def _tried(store: shardstore.Store, path: str, id_: str, ranges: list[Range]) -> Undone:
     try:
-        seen, appended = _look(session, entry)
+        return _undo(store, path, id_, ranges)
+    except (shardstore.ShardstoreError, OSError) as error:
+        return _failed(path, id_, error)
+
+
+def _failed(path: str, id_: str, error: Exception) -> Undone:
+    return Undone(path, id_, "failed", f"it could not be undone: {error}", error=error)
+
+
+def _undo(store: shardstore.Store, path: str, id_: str, ranges: list[Range]) -> Undone:
+    session = store.session(id_, create=False)
+    last = ranges[-1][1] if ranges else 0
+    reason, seen = "", last
+    try:
+        seen, appended = _look(session, ranges)
         if appended:
-            return Undone(entry.path, entry.session, "stays", _told(appended), dict(appended))
-        if seen < entry.last:
-            less = f"it holds less than was imported; is it the same session? head={seen} imported={entry.last}"
-            return Undone(entry.path, entry.session, "stays", less)
+            return Undone(path, id_, "stays", _told(appended), dict(appended))
+        if seen < last:
+            less = f"it holds less than was imported; is it the same session? head={seen} imported={last}"
+            return Undone(path, id_, "stays", less)
         session.delete()
     except shardstore.Deleted:
         reason = "it had been deleted already"
         session.delete()  # one that was killed in the middle goes on
     except shardstore.NotFound:
-        _tell(catalog, entry)
-        return Undone(entry.path, entry.session, "undone", "it was not in the store any more")
+        return Undone(path, id_, "undone", "it was not in the store any more")
     late: int | None = max(session.info().head - seen - 1, 0)  # the deletion is the last record
     if late and reason:
         late = None  # each try of a deletion that was killed took a seq, too
     elif late:
         reason = f"seqs that others took before it was deleted: {late}; what they committed there went with it"
-    _tell(catalog, entry)
-    return Undone(entry.path, entry.session, "undone", reason, late=late)
+    return Undone(path, id_, "undone", reason, late=late)
 
 
-def _tell(catalog: Catalog, entry: Entry) -> None:
-    if entry.state != "undone":
-        catalog.add([msgspec.structs.replace(entry, state="undone")])
+def _tell(catalog: Catalog, entry: Entry, gone: set[str]) -> None:
+    """Tell the catalog which sessions of an entry are gone; without all derived ones the file is not expanded."""
+    derived = {id_: ranges for id_, ranges in entry.derived.items() if id_ not in gone}
+    state = "undone" if entry.session in gone else entry.state
+    expanded = entry.expanded if len(derived) == len(entry.derived) else 0
+    told = msgspec.structs.replace(entry, state=state, derived=derived, expanded=expanded)
+    if told != entry:
+        catalog.add([told])
 
 
-def _look(session: shardstore.Session, entry: Entry) -> tuple[int, Counter[str]]:
+def _look(session: shardstore.Session, ranges: list[Range]) -> tuple[int, Counter[str]]:
     """Return the head, and what others appended, counted by source; looked at last where it may still change."""
     appended: Counter[str] = Counter()
     after = 0
-    for first, last in entry.ranges:
+    for first, last in ranges:
         if first > after + 1:
             _count(session.records(after + 1, first - 1), appended)
         after = last
@@ -116,7 +139,7 @@ def _count(records: Iterator[shardstore.Record], appended: Counter[str]) -> int:
     for record in records:
         seq = record.seq
         if record.kind != "control" or record.source != LOST:
-            source = MIRRORED if (record.key or "").startswith("mirror:") else record.source
+            source = MIRRORED if (record.key or "").startswith(KEYS) else record.source
             appended[source if source in appended or len(appended) < SOURCES_MAX else OTHERS] += 1
     return seq
 

@@ -47,4 +47,5 @@ def document_of(outcome: Outcome) -> dict[str, object]:
         "format": None if entry is None else entry.format,
         "sha256": None if entry is None else entry.sha256,
         "damage": {} if entry is None else entry.damage,
+        "derived": [] if entry is None else sorted(entry.derived),
     }

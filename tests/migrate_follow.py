@@ -154,7 +154,7 @@ class Agent:
         self.caught_up()
         self.past.append(self.now)
         self.now = b""
-        other = self.path.with_name(self._chance.choice((".draft", f"{self.path.name}.tmp")))
+        other = self.path.with_name(self._chance.choice((f".{self.path.stem}.draft", f"{self.path.name}.tmp")))
         name, self.path = self.path, other
         self.append()
         self.path = other.rename(name)

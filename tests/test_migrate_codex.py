@@ -274,7 +274,7 @@ def test_find(tmp_path: Path) -> None:
     found = {each.name: each for each in CODEX.find(str(root))}
     assert {name: each.session for name, each in found.items()} == {
         "archived_sessions/rollout-c.jsonl": "codex/archived/rollout-c",
-        "sessions/2026/03/01/rollout-a.jsonl.zst": "codex/2026/03/01/rollout-a",
+        "sessions/2026/03/01/rollout-a.jsonl.zst": "codex/2026/03/01/rollout-a.zst",
         "sessions/2026/03/01/rollout-b.jsonl": "codex/2026/03/01/rollout-b",
         "sessions/2026/03/01/rollout-b.jsonl.zst": "codex/2026/03/01/rollout-b.zst",
     }
@@ -288,7 +288,7 @@ def test_find(tmp_path: Path) -> None:
     [
         ("h/sessions", "2026/03/01/rollout-a.jsonl", "codex/2026/03/01/rollout-a"),
         ("h/sessions/2026/03", "01/rollout-a.jsonl", "codex/2026/03/01/rollout-a"),
-        ("h/archived_sessions", "rollout-a.jsonl.zst", "codex/archived/rollout-a"),
+        ("h/archived_sessions", "rollout-a.jsonl.zst", "codex/archived/rollout-a.zst"),
         ("copy", "rollout-a.jsonl", "codex/rollout-a"),
         ("copy", "laptop/sessions/2026/03/01/rollout-a.jsonl", "codex/2026/03/01/rollout-a"),
         ("copy", "x/y/rollout-a.jsonl", "codex/x/y/rollout-a"),

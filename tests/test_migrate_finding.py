@@ -39,7 +39,7 @@ HOMES = {  # a file of each format in its home: its content, session and lane
     f"{WORK}/subagents/agent-1.jsonl": (CLAUDE, f"claude-code/-w/{UUID}/subagents/agent-1", "subagent:1"),
     f"{WORK}/tool-results/x.txt": (b"x", f"claude-code/-w/{UUID}/tool-results/x.txt", "file"),
     ".codex/sessions/2026/01/02/rollout-c.jsonl": (CODEX, "codex/2026/01/02/rollout-c", "main"),
-    ".codex/archived_sessions/rollout-d.jsonl.zst": (b"\x28\xb5", "codex/archived/rollout-d", "file"),
+    ".codex/archived_sessions/rollout-d.jsonl.zst": (b"\x28\xb5", "codex/archived/rollout-d.zst", "file"),
     ".copilot/session-state/s/events.jsonl": (b"", "copilot-cli/s", "main"),
     ".gemini/tmp/p/chats/session-1.jsonl": (b"", "gemini-cli/p/session-1", "main"),
     ".factory/sessions/-w/f.jsonl": (b"", "factory/-w/f", "main"),

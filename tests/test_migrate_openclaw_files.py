@@ -65,6 +65,7 @@ OURS = [
     "a.jsonl.bak-12-1772359200250",
     f"a.jsonl.bak.{ARCHIVED}",
     f"a.jsonl.deleted.{ARCHIVED}",
+    f"a.jsonl.deleted.{ARCHIVED}.zst",
     f"a.jsonl.reset.{ARCHIVED}",
     "a.trajectory.jsonl",
     "sessions.json",
@@ -75,7 +76,7 @@ NOT_OURS = [
     ".hidden.jsonl",
     "a.jsonl.0f8f.tmp",
     "a.jsonl.lock",
-    f"a.jsonl.deleted.{ARCHIVED}.zst",
+    "sessions.json.zst",
     "a.trajectory-path.json",
     "notes.md",
     "sessions.json.bak.1772359200250",
@@ -95,7 +96,7 @@ def test_every_form_of_a_transcript_is_found(tmp_path: Path) -> None:
     assert [file.agent for file in files.values()] == ["openclaw/main"] * len(OURS) + ["openclaw/work"]
     sessions = [file.session.removeprefix("openclaw/main/") for file in files.values()]
     assert sessions[:5] == ["a.checkpoint." + UUID, "a", *OURS[2:5]]
-    assert sessions[6:9] == ["a.trajectory", "sessions.json", "t-topic-7"]
+    assert sessions[7:10] == ["a.trajectory", "sessions.json", "t-topic-7"]
 
 
 def test_a_copy_is_found_from_each_of_its_folders(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_lanes_come_from_the_session_keys(tmp_path: Path) -> None:
         "agent:main:main:heartbeat": {"sessionId": "o"},
     }
     store(tmp_path, kept)
-    lanes = {name: file.lane for name, file in found(OPENCLAW, tmp_path).items()}
+    lanes = {name: file.inner or file.lane for name, file in found(OPENCLAW, tmp_path).items()}
     assert {lanes[name] for name in OURS if name.startswith("a.")} == {"cron:daily"}
     assert {lanes[name] for name in ("sessions.json", "c.jsonl")} == {MAIN}
     assert (lanes["h.jsonl"], lanes[timed], lanes["o.jsonl"]) == (f"hook:{UUID}", f"hook:{UUID}", "heartbeat")

@@ -287,7 +287,8 @@ def test_json_and_exit_codes(commands: Commands, tmp_path: Path) -> None:
     assert not commands.store.exists()
     ran = commands.run(home, tmp_path / "absent", "--report", tmp_path / "report.json", code=1)
     assert [problem["path"] for problem in ran.problems] == [str(tmp_path / "absent")]
-    assert json.loads((tmp_path / "report.json").read_text("ascii")) == {"files": ran.files, "problems": ran.problems}
+    report = json.loads((tmp_path / "report.json").read_text("ascii"))
+    assert report == {"files": ran.files, "problems": ran.problems, "unexpanded": []}
     (plan,) = commands("plan", home)
     assert {fact["status"] for fact in plan["files"]} == {"unchanged"}
     assert len(commands("list")) == len(DAMAGED)

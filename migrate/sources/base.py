@@ -61,7 +61,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     `name` is the path below the folder that was searched, with `/`; `session` the id that it gets in a store (a
     proposal: the caller shortens it where it is too long); `agent` names the program and, where there are several, its
     agent (`openclaw/main`); `lane` is the source of its lines unless a line says otherwise: `main`, `cron:daily`,
-    `subagent:afbbf75`.
+    `subagent:afbbf75`; `inner` that of the lines in a compressed file, "" where its place does not tell.
     """
 
     path: str
@@ -70,6 +70,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     agent: str
     session: str
     lane: str = MAIN
+    inner: str = ""
 
 
 class Labeller(Protocol):

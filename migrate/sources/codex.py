@@ -14,7 +14,8 @@ repeats the lines of its origin, header included, below its own: so a header of 
 later header ends it.
 
 Codex compresses old files to `.jsonl.zst` and prefers the plain one where both lie (rollout/src/compression.rs). Here
-both are found, the compressed one under a session of its own, since nothing proves that they are the same.
+both are found, the compressed one under a session of its own that ends with `.zst`: nothing proves that they are the
+same, and its lines may want the plain one's id.
 """
 
 from __future__ import annotations
@@ -158,15 +159,13 @@ class Codex:
 
     def find(self, folder: str, on_error: Report = pass_over, within: str = "") -> Iterator[Found]:
         """See `base.Format`."""
-        found = set()
         for path in walk(folder, on_error, within):
             base = os.path.basename(path)
             if not base.startswith("rollout-") or not base.endswith((".jsonl", ".jsonl.zst")):
                 continue
             name = named(folder, path)
-            twin = ".zst" if path.removesuffix(".zst") in found else ""  # the plain file comes first
-            found.add(path)
-            yield Found(path=path, name=name, format=self.name, agent=self.name, session=_session(folder, name) + twin)
+            session = _session(folder, name) + (".zst" if name.endswith(".zst") else "")
+            yield Found(path=path, name=name, format=self.name, agent=self.name, session=session)
 
     def recognises(self, head: bytes) -> bool:
         """See `base.Format`. A line may be longer than `head`: how it begins is enough."""

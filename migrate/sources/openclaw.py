@@ -3,9 +3,10 @@
 OpenClaw keeps `<state>/agents/<agent>/sessions/`, flat (openclaw/openclaw: src/config/paths.ts, src/config/sessions/
 paths.ts and artifacts.ts): `<id>.jsonl`, `<id>-topic-<topic>.jsonl`, `<time>_<id>.jsonl`, of each a
 `.checkpoint.<uuid>.jsonl`, a `.trajectory.jsonl`, and archived forms `.jsonl.{reset,deleted,bak}.<time>` and
-`.jsonl.bak-<pid>-<time>`; and `sessions.json`, which names the session key of each id. The key tells the lane. Most
-files of cron jobs are not in it; they begin with the mark `[cron:<id> <name>]`, so a file that `sessions.json` doesn't
-know is looked into. The state folder is `~/.openclaw`, formerly `~/.clawdbot`, `~/.moldbot` or `~/.moltbot`.
+`.jsonl.bak-<pid>-<time>`, each perhaps with `.zst`; and `sessions.json`, which names the session key of each id. The
+key tells the lane. Most files of cron jobs are not in it; they begin with the mark `[cron:<id> <name>]`, so a file that
+`sessions.json` doesn't know is looked into. The state folder is `~/.openclaw`, formerly `~/.clawdbot`, `~/.moldbot` or
+`~/.moltbot`.
 
 pi keeps `~/.pi/agent/sessions/--<path>--/<time>_<id>.jsonl` (badlogic/pi-mono, packages/coding-agent: docs/session.md,
 src/config.ts).
@@ -22,7 +23,7 @@ from itertools import islice
 
 import msgspec
 
-from .base import MAIN, Found, Labeller, Report, beginning, listing, pass_over, walk
+from .base import FILE, MAIN, Found, Labeller, Report, beginning, listing, pass_over, walk
 from .pi_lines import (
     MIRRORS,
     REFUSED,
@@ -34,10 +35,11 @@ from .pi_lines import (
 )
 from .reading import encodable, lenient, named
 
-__all__ = ["OPENCLAW", "PI", "STORE"]
+__all__ = ["OPENCLAW", "PI", "STORE", "first_lane"]
 
 STATES = (".openclaw", ".clawdbot", ".moldbot", ".moltbot")
 STORE = "sessions.json"
+PACKED = ".zst"
 STORE_BYTES_MAX = 64 << 20  # a larger sessions.json names no lanes
 HEAD_BYTES_MAX = 64 << 10  # of a file that sessions.json doesn't know
 HEAD_LINES_MAX = 32  # of a head, that are to tell whether it is pi's
@@ -162,7 +164,7 @@ def _expanded(said: str, home: str) -> str:
 
 
 def _is_ours(name: str) -> bool:
-    return name == STORE or TRANSCRIPT.fullmatch(name) is not None
+    return name == STORE or TRANSCRIPT.fullmatch(name.removesuffix(PACKED)) is not None
 
 
 class _Search:
@@ -191,13 +193,15 @@ class _Search:
             if not self._is_within(prefix + name):
                 continue
             path = os.path.join(here, name)
+            packed = name.endswith(PACKED)
             yield Found(
                 path=path,
                 name=prefix + name,
                 format="openclaw",
                 agent=f"openclaw/{agent}",
                 session=encodable(f"openclaw/{agent}/{name.removesuffix('.jsonl')}"),
-                lane=_lane(path, name, lanes),
+                lane=FILE if packed else _kept_lane(name, lanes) or _lane(path),
+                inner=_kept_lane(name.removesuffix(PACKED), lanes) if packed else "",
             )
 
     def listing(self, prefix: str) -> tuple[list[str], list[str]]:
@@ -255,22 +259,24 @@ def _lanes(keys: dict[str, _Kept]) -> dict[str, str]:
     return lanes
 
 
-def _lane(path: str, name: str, lanes: dict[str, str]) -> str:
-    """Return the lane of a file: of its name, of its session id, or of its first prompt."""
+def _kept_lane(name: str, lanes: dict[str, str]) -> str:
+    """Return the lane of a file by its name or its session id, "" if nothing is known of them."""
     parsed = TRANSCRIPT.fullmatch(name)
     if parsed is None:
         return MAIN
     timed = TIMED.fullmatch(parsed["id"])
-    for known in (parsed["stem"], parsed["id"], timed[1] if timed else ""):
-        if known in lanes:
-            return lanes[known]
+    names = (parsed["stem"], parsed["id"], timed[1] if timed else "")
+    return next((lanes[known] for known in names if known in lanes), "")
+
+
+def _lane(path: str) -> str:
     try:
-        return _first_lane(beginning(path, HEAD_BYTES_MAX))
+        return first_lane(beginning(path, HEAD_BYTES_MAX))
     except OSError:
         return MAIN
 
 
-def _first_lane(head: bytes) -> str:
+def first_lane(head: bytes) -> str:
     """Return the lane of the cron job whose prompt the file begins with; main if it begins with anything else."""
     for entry in map(read_entry, BytesIO(head)):
         message = entry.message if entry is not None and entry.type == "message" else None

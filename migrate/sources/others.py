@@ -19,7 +19,7 @@ from .reading import decoded, named, time_of
 
 __all__ = ["ANY"]
 
-NAMES = re.compile(r".+\.(?:jsonl|ndjson|jsonl\..+)", re.DOTALL)
+NAMES = re.compile(r".+\.(?:jsonl|ndjson|jsonl\..+|ndjson\.zst)", re.DOTALL)
 ROLES = frozenset({"user", "assistant", "tool", "system", "developer", "model", "function", "toolResult"})
 TYPES = frozenset({"user", "assistant", "message", "tool_call", "tool_result", "tool_use"})
 TYPES |= {"function_call", "function_call_output"}
