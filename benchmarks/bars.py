@@ -22,7 +22,7 @@ from collections.abc import Callable
 import orjson
 
 import shardstore
-from benchmarks import bulk, crowd, single, topdir
+from benchmarks import bulk, crowd, mount, single, topdir
 from benchmarks.report import Row, as_json, missed, table
 from benchmarks.workshop import Workshop
 
@@ -40,8 +40,9 @@ BARS: dict[str, Callable[[Workshop], list[Row]]] = {
     "first-append": bulk.first_append,
     "compaction": bulk.compaction,
     "topdir": topdir.topdir,
+    "mount": mount.mount,
 }
-ONLY_ON_REQUEST = ("topdir",)
+ONLY_ON_REQUEST = ("topdir", "mount")
 
 
 def _filesystem(path: str) -> str:

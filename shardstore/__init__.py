@@ -9,6 +9,8 @@
 What is stored and why it is safe stands in FORMAT.md beside this file.
 """
 
+from typing import TYPE_CHECKING
+
 from shardstore.aio import AsyncSession
 from shardstore.background import CompactionWarning
 from shardstore.compact import CompactReport
@@ -67,3 +69,13 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+if not TYPE_CHECKING:  # a checker finds the module `shardstore.jsonl` by itself, and still checks every other name
+
+    def __getattr__(name: str) -> object:
+        """Import `shardstore.jsonl` when it is first used: the engine alone starts faster."""
+        if name == "jsonl":
+            from importlib import import_module
+
+            return import_module("shardstore.jsonl")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -43,8 +43,8 @@ class _Stops:
 class Watch:
     """Waits for changes in folders by the system's notifications, or merely for time to pass where there are none."""
 
-    def __init__(self, paths: tuple[str, ...], *, use_notifications: bool) -> None:
-        self._notify = _notifier(paths) if use_notifications and paths else None
+    def __init__(self, paths: tuple[str, ...], *, use_notifications: bool, recursive: bool = False) -> None:
+        self._notify = _notifier(paths, recursive=recursive) if use_notifications and paths else None
         self._waiting = ForkSafeLock()
 
     @property
@@ -52,8 +52,11 @@ class Watch:
         """True if notifications wake this watch."""
         return self._notify is not None
 
-    def wait(self, timeout_ms: int, stops: _Stops) -> None:
-        """Return once something may have changed, after `timeout_ms`, or soon after one of `stops` is set."""
+    def wait(self, timeout_ms: int, stops: _Stops | threading.Event) -> set[str]:
+        """Return once something may have changed, after `timeout_ms`, or soon after one of `stops` is set.
+
+        The answer names the paths of which the system told; what has changed may be anything.
+        """
         notify = self._notify
         deadline = time.monotonic() + timeout_ms / 1000
         while not stops.is_set() and (left := deadline - time.monotonic()) > 0:
@@ -70,17 +73,18 @@ class Watch:
             if answer == "signal":
                 raise KeyboardInterrupt
             if isinstance(answer, set):
-                return
+                return {path for _, path in answer}
+        return set()
 
     def close(self) -> None:
         """Stop watching; a wait that is under way ends by itself."""
         self._notify = None
 
 
-def _notifier(paths: tuple[str, ...]) -> RustNotify | None:
+def _notifier(paths: tuple[str, ...], *, recursive: bool) -> RustNotify | None:
     """Return a started watcher; None where the system has none left to give (its limit of watches is reached)."""
     try:
-        return RustNotify(list(paths), False, False, 0, False, False)
+        return RustNotify(list(paths), False, False, 0, recursive, False)
     except (OSError, WatchfilesRustInternalError):
         return None
 

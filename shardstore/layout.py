@@ -23,6 +23,7 @@ __all__ = [
     "SHARDS",
     "STORE_FILE",
     "TEMP_PREFIX",
+    "VIEW_MARKER",
     "SessionKeys",
     "parse_segment_name",
     "parse_shard_name",
@@ -30,6 +31,7 @@ __all__ = [
     "segment_name",
     "shard_name",
     "unquote_id",
+    "view_path",
 ]
 
 STORE_FILE = "store.json"
@@ -39,6 +41,8 @@ SHARDS = "shards"
 SEGMENTS = "segments"
 DAMAGED = "damaged"
 TEMP_PREFIX = ".tmp-"
+VIEW_MARKER = ".shardstore-view"
+_VIEW_SUFFIX = ".jsonl"
 NAME_BYTES_MAX = 255
 SEQ_MAX = 2**63 - 1
 
@@ -71,6 +75,23 @@ def unquote_id(name: str) -> str | None:
         return session_id if quote_id(session_id) == name else None
     except (UnicodeDecodeError, UnicodeEncodeError, InvalidRequest):
         return None
+
+
+def view_path(session_id: str) -> str:
+    """Return where a session's view lies in a folder of views. Raises InvalidRequest for an id that has no place there.
+
+    The same for the file on disk and for a mount: each "/" of the id is a folder, the last part gets `.jsonl`.
+    """
+    *folders, last = session_id.split("/")
+    for name in [*folders, last + _VIEW_SUFFIX]:
+        if name in ("", ".", "..", _VIEW_SUFFIX) or name.startswith(VIEW_MARKER) or "\0" in name:
+            raise InvalidRequest(describe("a session of this id can't be shown as a file", id=session_id, part=name))
+        if len(name.encode()) > NAME_BYTES_MAX:
+            raise InvalidRequest(describe("a part of the id is too long for a file name", id=session_id, part=name))
+    if any(name.endswith(_VIEW_SUFFIX) for name in folders):
+        what = "a folder can't end with .jsonl: a session's file may need the name"
+        raise InvalidRequest(describe(what, id=session_id))
+    return "/".join([*folders, last + _VIEW_SUFFIX])
 
 
 def shard_name(seq: int) -> str:

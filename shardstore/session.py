@@ -8,7 +8,7 @@ forks and processes may use one session at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ from shardstore.backends.base import Backend
 from shardstore.background import Background
 from shardstore.compact import CompactReport, compact, sweep
 from shardstore.describe import Description, describe_records
-from shardstore.errors import Deleted, InvalidRequest, describe
+from shardstore.durable import make_durable
+from shardstore.errors import Deleted, InvalidRequest, NotFound, describe
 from shardstore.follow import Follower
 from shardstore.ingest import check_fields, check_seqs
 from shardstore.layout import SEQ_MAX
@@ -25,8 +26,9 @@ from shardstore.manifest import Durability
 from shardstore.reader import Filter, Reader, Selection
 from shardstore.record import Kind, Receipt, Record, encode_entries
 from shardstore.repair import repair_session
+from shardstore.rewrite import REWRITE, encode_rewrite
 from shardstore.verify import Finding, verify_session
-from shardstore.writer import Writer
+from shardstore.writer import Writer, bear
 
 __all__ = ["Options", "Session", "SessionInfo"]
 
@@ -65,6 +67,7 @@ class Session:
     ) -> None:
         self._log = SessionLog(backend, session_id)
         self._options = options
+        self._create = create
         self._reader = Reader(self._log, self._deliver)
         self._writer = Writer(
             self._log,
@@ -82,6 +85,23 @@ class Session:
     def id(self) -> str:
         """The session's id."""
         return self._log.id
+
+    def create(self) -> bool:
+        """Make the session, empty, where there is none; say whether this very call made it.
+
+        Raises Deleted, NotFound for a handle that may not create it, Corrupt, Unavailable.
+        """
+        try:
+            self._log.look()
+        except Deleted:
+            raise
+        except NotFound:
+            if not self._create:
+                raise
+            if bear(self._log, self._options.durability):
+                return True
+            self._log.look()
+        return False
 
     # -------------------------------------------------------------- append
 
@@ -128,6 +148,21 @@ class Session:
     ) -> Receipt:
         """Commit `entries` as one record of kind `event`: a co-tenant's, such as a heartbeat or a cron job."""
         return self.append(entries, kind="event", source=source, base=base, key=key, at_ms=at_ms)
+
+    def rewrite(self, content: bytes, *, seen: int, holds: Iterable[tuple[int, int]] = ()) -> Receipt:
+        """Commit `content` as what a mount shows in the place of everything up to seq `seen`; the old records stay.
+
+        Records above `seen` are shown after it, but for those in the ranges `holds`, whose lines it has already. For
+        `if_no_turn_since` this is a turn; readers that know no rewrites pass over it. Raises what `append` does.
+        """
+        check_seqs(seen=seen)
+        if seen > (head := self.head()):
+            raise InvalidRequest(describe("a rewrite can't have seen what is not there", seen=seen, head=head))
+        payload = encode_rewrite(content, seen, holds)
+        check_fields("event", REWRITE, None, len(payload), bytes_max=self._options.record_bytes_max)
+        return self._writer.append(
+            payload, kind="control", source=REWRITE, base=seen or None, key=None, since=None, at_ms=None
+        )
 
     def _on_commit(self, seq: int, watermark: int) -> None:
         """Start a compaction in the background when enough shards have gathered."""
@@ -217,6 +252,20 @@ class Session:
         pieces = self.iter_jsonl(first, last, kind=kind, source=source, exclude_source=exclude_source)
         return b"".join(pieces)
 
+    def payload_blocks(
+        self, first: int = 1, last: int | None = None, *, delivered: bool = True
+    ) -> Iterator[tuple[int, list[bytes]]]:
+        """Yield (last seq, payloads of turns and events) of consecutive records, a quarter of a megabyte or one record.
+
+        Their bytes are those that `iter_jsonl` joins; a block without either has an empty list. Without `delivered`
+        the caller only measures them, and its appends have no other base for it.
+        """
+        _check_range(first, last)
+        for block in self._reader.blocks(first, last):
+            if delivered:
+                self._deliver(block.last)
+            yield block.last, block.payloads(("turn", "event"))
+
     def follow(
         self,
         after: int | None = None,
@@ -239,6 +288,14 @@ class Session:
     def head(self) -> int:
         """Return the last seq; 0 for an empty session."""
         return self._reader.head()
+
+    def settle(self) -> None:
+        """Return once every record that could be read before the call survives what the session's durability promises.
+
+        Whoever shows records to others calls it first. Raises NotFound, Deleted, Corrupt, Unavailable.
+        """
+        if self._log.look().durability == "sync":
+            self._log.backend.settle(self._log.keys.shards)
 
     def info(self) -> SessionInfo:
         """Return the session's facts, of a deleted one too. Raises NotFound, Corrupt."""
@@ -282,6 +339,13 @@ class Session:
             if data is not None:
                 out.append((self._log.keys.shard(seq), len(data)))
         return out
+
+    def sync(self) -> None:
+        """Return once everything visible now survives a power loss, whatever the session's durability.
+
+        Raises NotFound, Deleted, Corrupt, Unavailable, OutcomeUnknown.
+        """
+        make_durable(self._log)
 
     # -------------------------------------------------------------- maintenance
 

@@ -319,6 +319,7 @@ def test_every_command_explains_itself(store: Path, capfdbinary: pytest.CaptureF
             "show",
             "tail",
             "verify",
+            "view",
         ]
     )
     for name in names:

@@ -5,6 +5,7 @@
     writing   import, append, archive, delete
     reading   ls, show, cat, tail
     exporting export
+    viewing   view
     documents the shapes of --json
     findings  what verify and repair have to say, in lines
     upkeep    compact, verify, backup

@@ -206,8 +206,8 @@ def _forget_stdout() -> None:
 
 def _add_commands() -> None:
     """Import the commands and add them to `cli`."""
-    from shardstore.cli import exporting, reading, trial, upkeep, writing
+    from shardstore.cli import exporting, reading, trial, upkeep, viewing, writing
 
-    for module in (writing, reading, exporting, upkeep, trial):
+    for module in (writing, reading, exporting, viewing, upkeep, trial):
         for command in module.COMMANDS:
             cli.add_command(command)
