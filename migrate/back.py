@@ -22,7 +22,7 @@ from shardstore.cli.output import (
     write_line,
 )
 
-from .catalog import Catalog, Entry, path_of
+from .catalog import Catalog, Entry, path_of, text_of
 from .checking import Difference
 from .checking import check as check_entry
 from .exporting import export as export_entries
@@ -87,14 +87,14 @@ def check(settings: Settings, paths: tuple[str, ...], as_json: bool) -> None:
         with progress_bar("checking", total=sum(entry.size for entry in entries), is_bytes=True) as advance:
             done = 0
             for entry in entries:
-                difference = check_entry(store, entry)
+                difference = _checked(store, entry)
                 if difference is not None:
                     differences.append((entry, difference))
                 done += entry.size
                 advance(done, None)
     if as_json:
         for _, difference in differences:
-            write_json({**asdict(difference), "path": visible(difference.path), "error": reason_of(difference.error)})
+            write_json({**asdict(difference), "error": reason_of(difference.error)})
     else:
         for entry, difference in differences:
             write_line(f"{visible(path_of(entry.path))}: {_told(difference)}")
@@ -103,12 +103,21 @@ def check(settings: Settings, paths: tuple[str, ...], as_json: bool) -> None:
     end(failed=bool(differences))
 
 
+def _checked(store: shardstore.Store, entry: Entry) -> Difference | None:
+    try:
+        return check_entry(store, entry)
+    except OSError as error:  # of this file, or of its session alone
+        return Difference(entry.path, entry.session, "unreadable", error=error)
+
+
 def _told(difference: Difference) -> str:
     """Return a difference in words."""
     if difference.status == "grew":
         return f"grew by {show_size(difference.grew_bytes)} since it was imported; run brings it in"
     if difference.status == "gone":
         return "is gone; the store has all of it"
+    if difference.status == "unreadable":
+        return f"can't be compared: {visible(reason_of(difference.error))}"
     words = {
         "rewritten": "was rewritten since it was imported; the store has what it was",
         "lacks": "the store lacks records of it; run `shardstore verify`",
@@ -119,7 +128,7 @@ def _told(difference: Difference) -> str:
 
 
 @click.command("export")
-@click.argument("target", type=click.Path())
+@click.argument("target", type=click.Path(readable=False))
 @paths_argument
 @click.option("--session", "session_id", metavar="SESSION", help="One session as it is today, into the file TARGET.")
 @click.option("--force", is_flag=True, help="Where another file lies, keep it under a new name and write.")
@@ -137,11 +146,13 @@ def export(
                shardstore migrate export / ~/.openclaw
                shardstore migrate export --session openclaw/main/4f2a… session.jsonl
     """
+    if session_id is not None and paths:
+        raise click.UsageError("--session names all that is exported; leave out the paths")
     with open_store(settings, create=False) as store:
         if session_id is not None:
             result = export_session(store, session_id, target, force=force)
             if as_json:
-                write_json({"path": visible(result.path), "status": result.status, "error": None})
+                write_json({"path": text_of(result.path), "status": result.status, "error": None})
             return
         entries = _chosen(Catalog(store), paths)
         failed = 0
@@ -153,7 +164,7 @@ def export(
                 failed += result.error is not None
                 written += result.error is None
                 if as_json:
-                    write_json({"path": visible(result.path), "status": result.status, "error": reason or None})
+                    write_json({"path": text_of(result.path), "status": result.status, "error": reason or None})
                 elif reason:
                     complain(f"{result.path}: {reason}")
     if not as_json:

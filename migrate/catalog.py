@@ -9,7 +9,7 @@ compared with its file by the next run, and taken over.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Literal
 
 import msgspec
@@ -57,7 +57,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def last(self) -> int:
         """The last seq that came from the file; 0 if it is empty."""
-        return self.ranges[-1][1] if self.ranges else 0
+        return _last_of(self.ranges)
 
 
 class Catalog:
@@ -70,7 +70,7 @@ class Catalog:
         self._entries: dict[str, Entry] = {}
 
     def refresh(self) -> None:
-        """Read what was added since the last time."""
+        """Read what was added since the last time. Raises Deleted, with what to do, if the catalog was deleted."""
         try:
             for record in self._session.records(self._seen + 1):
                 for line in record.lines() if record.kind != "control" else ():
@@ -78,19 +78,37 @@ class Catalog:
                     self._entries.pop(entry.session, None)
                     self._entries[entry.session] = entry  # the latest last
                 self._seen = record.seq
+        except shardstore.Deleted as error:
+            what = "what knows this store's imports was deleted; export its sessions, import into another store"
+            raise shardstore.Deleted(f"{what} session={CATALOG_ID}") from error
         except shardstore.NotFound:
             return
 
-    def add(self, entries: Iterable[Entry]) -> None:
-        """Add entries, durably, all or none."""
-        lines = [msgspec.json.encode(entry) + b"\n" for entry in entries]
-        if lines:
+    def add(self, entries: Iterable[Entry], *, gone: Collection[str] = ()) -> None:
+        """Add entries, durably, all or none. They keep what others told of derived sessions, but for those `gone`."""
+        told = list(entries)
+        if told:
+            self.refresh()
+            lines = [msgspec.json.encode(self._kept(entry, gone)) + b"\n" for entry in told]
             self._session.append(lines, kind="event", source=CATALOG_ID)
             if not self._is_archived:
                 if not self._session.info().archived:
                     self._session.archive()
                 self._is_archived = True
             self.refresh()
+
+    def _kept(self, entry: Entry, gone: Collection[str]) -> Entry:
+        before = self.latest(entry)
+        derived = dict(entry.derived)
+        for id_, ranges in before.derived.items():
+            if id_ not in gone:
+                derived[id_] = max(ranges, derived.get(id_, ranges), key=_last_of)
+        expanded = entry.expanded if gone else max(entry.expanded, before.expanded)
+        return msgspec.structs.replace(entry, derived=derived, expanded=expanded)
+
+    def latest(self, entry: Entry) -> Entry:
+        """Return what is known by now of the session of an entry."""
+        return self._entries.get(entry.session, entry)
 
     def entries(self) -> list[Entry]:
         """Return the latest entry of each session that a file became, in the order in which they were made."""
@@ -103,6 +121,10 @@ class Catalog:
     def current(self) -> dict[str, Entry]:
         """Return the entry of each path that is imported now."""
         return {entry.path: entry for entry in self._entries.values() if entry.state == "imported"}
+
+
+def _last_of(ranges: list[Range]) -> int:
+    return ranges[-1][1] if ranges else 0
 
 
 _decoder = msgspec.json.Decoder(Entry)

@@ -12,9 +12,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 import shardstore
 
@@ -28,7 +31,7 @@ CHUNK_BYTES = 1 << 20
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _NO_ATIME = getattr(os, "O_NOATIME", 0)
 
-Status = Literal["grew", "gone", "rewritten", "lacks", "differs"]
+Status = Literal["grew", "gone", "rewritten", "lacks", "differs", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Difference:
     `grew`: the source begins with what was imported and goes on for `grew_bytes`. `gone`: no plain file is there; the
     store has all. `rewritten`: the store has all, the source holds other bytes, or is cut short. `lacks`: records are
     missing or unreadable in the store, and `error` is what reading met, if it did. `differs`: the store holds other
-    bytes than were imported.
+    bytes than were imported. `unreadable` is for callers that go on where `check` raises.
 
     `line` (from 1), `offset` (in bytes) and `seq` tell the first difference, where there is one to point at; `store`
     and `source` are up to 80 bytes of each side from shortly before it, escaped as Python would.
@@ -79,7 +82,7 @@ def _compare(store: shardstore.Store, entry: Entry, source: _Source) -> Differen
     pair = _Pair()
     error: shardstore.ShardstoreError | None = None
     try:
-        for seq, payload in records_of(store, entry):
+        for seq, payload in _records(store, entry):
             _feed(pair, source, payload, seq)
     except (shardstore.NotFound, shardstore.Corrupt) as caught:
         error = caught
@@ -95,6 +98,21 @@ def _compare(store: shardstore.Store, entry: Entry, source: _Source) -> Differen
     (line, offset), (ours, theirs) = pair.where(), pair.shown()
     at_seq = pair.failed_seq or pair.seq
     return Difference(entry.path, entry.session, status, line, offset, at_seq, ours, theirs, grew_bytes, error)
+
+
+def _records(store: shardstore.Store, entry: Entry) -> Iterator[tuple[int, bytes]]:
+    """Do what `records_of` does, but yield all before a damaged record, of which the reader takes several at once."""
+    last = 0
+    try:
+        for last, payload in records_of(store, entry):
+            yield last, payload
+    except shardstore.Corrupt as error:
+        seq = getattr(error, "seq", None)
+        if seq is not None and seq > last:
+            ranges = [(begin, min(end, seq - 1)) for begin, end in entry.ranges if begin < seq]
+            before = records_of(store, msgspec.structs.replace(entry, ranges=ranges))
+            yield from ((at, payload) for at, payload in before if at > last)
+        raise
 
 
 def _status(entry: Entry, pair: _Pair, source: _Source, error: Exception | None) -> Status | None:

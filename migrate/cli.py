@@ -30,7 +30,7 @@ from shardstore.cli.output import (
 )
 
 from . import back
-from .catalog import Catalog, Entry
+from .catalog import Catalog, Entry, text_of
 from .damage import KINDS
 from .expanding import is_due
 from .finding import Problem, find
@@ -43,6 +43,8 @@ from .words import document_of, end, json_option, open_store, paths_argument, re
 
 __all__ = ["main", "migrate"]
 
+REPORT_HEAD = b'{\n "files": ['
+NOTHING = "no transcripts found; name a file or a folder: shardstore migrate plan PATH"
 LISTED_MAX = 20  # problems that are shown one by one without --json
 
 
@@ -109,10 +111,10 @@ def plan(settings: Settings, paths: tuple[str, ...], quick: bool = False, as_jso
             done += facts[-1].size
             advance(done, None)
     if as_json:
-        write_json({"files": [fact.document() for fact in facts], "problems": [vars(item) for item in problems]})
+        write_json({"files": [fact.document() for fact in facts], "problems": list(map(_document_of, problems))})
         return
     if not files:
-        write_line("no transcripts found; name a file or a folder: shardstore migrate plan PATH")
+        write_line(NOTHING)
     else:
         _show_tallies(tallied(facts), quick=quick)
         new = [fact for fact in facts if fact.status != "unchanged"]
@@ -123,12 +125,18 @@ def plan(settings: Settings, paths: tuple[str, ...], quick: bool = False, as_jso
     _show_problems(problems)
 
 
+def _document_of(problem: Problem) -> dict[str, str]:
+    return {"path": text_of(problem.path), "reason": problem.reason}
+
+
 def _known(settings: Settings) -> dict[str, Entry]:
     try:
         with open_store(settings, create=False) as store:
             catalog = Catalog(store)
             catalog.refresh()
             return catalog.current()
+    except shardstore.Deleted:
+        raise
     except shardstore.NotFound:
         return {}
 
@@ -149,7 +157,7 @@ def _show_tallies(tallies: Sequence[Tally], *, quick: bool) -> None:
             f"{tally.new:,}",
             show_size(tally.size),
             "-" if quick else f"{tally.lines:,}",
-            "-" if quick else f"{tally.turns:,}",
+            "-" if tally.turns is None else f"{tally.turns:,}",
             show_time(tally.newest_ms),
         ]
         for tally in tallies
@@ -190,13 +198,16 @@ def run_(
     """Bring in what is new. Run it again, also after it was interrupted: nothing comes twice, nothing is missing.
 
     A file counts as imported only when its session, read back from the store, is the file byte for byte. The lines of a
-    compressed one (.jsonl.zst) become a session beside that, if `pip install 'shardstore[zstd]'` was run.
+    compressed one (.jsonl.zst) become a session beside that, if `pip install 'shardstore[zstd]'` was run. A report
+    replaces an earlier one, and no other file.
 
     \b
     Examples:  shardstore migrate run
                shardstore migrate run ~/.claude/projects --report report.json
     """
     files, problems = _find(paths)
+    if report_path is not None:
+        _make_place(report_path, files)
     total = sum(map(_size, files))
     with open_store(settings, create=True) as store, progress_bar("importing", total=total, is_bytes=True) as advance:
         outcomes = list(
@@ -205,18 +216,33 @@ def run_(
     unexpanded = [outcome.path for outcome in outcomes if is_due(outcome) and outcome.error is None]
     document = {
         "files": list(map(document_of, outcomes)),
-        "problems": [vars(problem) for problem in problems],
-        "unexpanded": list(map(visible, unexpanded)),
+        "problems": list(map(_document_of, problems)),
+        "unexpanded": list(map(text_of, unexpanded)),
     }
-    if report_path is not None:
-        _write_report(report_path, document)
     if as_json:
         write_json(document)
     else:
-        _show_outcomes(outcomes)
+        if files:
+            _show_outcomes(outcomes)
+        else:
+            write_line(NOTHING)
         _show_unexpanded(unexpanded)
         _show_problems([*problems, *(Problem(o.path, reason_of(o.error)) for o in outcomes if o.error is not None)])
+    if report_path is not None:
+        _write_report(report_path, document)
     end(failed=any(outcome.error is not None for outcome in outcomes) or bool(problems))
+
+
+def _make_place(path: str, files: Sequence[Found]) -> None:
+    """Make the file of a report. Raises UsageError where anything but a report lies, OSError where none can be made."""
+    real = os.path.realpath(path)
+    if os.path.isfile(real):
+        with open(real, "rb") as file:
+            head = file.read(len(REPORT_HEAD))
+        if head not in (b"", REPORT_HEAD) or any(found.path == real for found in files):
+            raise click.UsageError(f"--report: this file is no report, and stays; name another: {visible(path)}")
+    if os.path.isfile(real) or not os.path.exists(real):  # a pipe is opened once, when there is something to say
+        open(real, "ab").close()
 
 
 def _write_report(path: str, document: object) -> None:
@@ -258,7 +284,7 @@ def follow(settings: Settings, paths: tuple[str, ...], poll_ms: int, once: bool,
 
     Whole lines only: one without its newline yet waits for it. A file that is truncated or replaced begins a new
     session (`<id>~2`), one that is renamed keeps its session. Ctrl-C ends it when the file at hand is done, with exit
-    code 0; a second one at once. With --once the exit code is 1 if anything failed.
+    code 0; a second one at once. With --once the exit code is 1 if anything failed. `sessions.json` is left to `run`.
     """
     stop = threading.Event()
     failed = False

@@ -71,7 +71,7 @@ class Expansion:
                 break
         form, lane = self._format(head[:HEAD_BYTES_MAX])
         labeller, inspector, digest = form.labeller(lane), Inspector(), hashlib.sha256()
-        at_ms = entry.mtime_ns // 1_000_000
+        at_ms = max(entry.mtime_ns, 0) // 1_000_000
         count = 0
         for batch in chain(_drained(first), batches):
             for line in batch:
@@ -141,7 +141,10 @@ def expand(
     """
     found = {one.path: one for one in files}
     waiting = []
+    catalog.refresh()
     for outcome in outcomes:
+        if outcome.entry is not None:  # another run may have expanded it meanwhile
+            outcome = replace(outcome, entry=catalog.latest(outcome.entry))
         if outcome.entry is not None and is_due(outcome) and can_unpack():
             waiting.append(Expansion(store, found[outcome.path], outcome, outcome.entry))
         else:

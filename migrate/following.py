@@ -28,6 +28,7 @@ from .importing import Importer, Outcome
 from .lines import SourceFile
 from .mirroring import Rewritten, append_lines, caught_up, extends
 from .sources import FORMATS, Found
+from .sources.openclaw import STORE
 
 __all__ = ["Mirror", "Round"]
 
@@ -93,6 +94,11 @@ class _Live:
         self.in_doubt = entry.size > COMPARED_WHOLE_BYTES
         self.entry = entry
         self._mark = self.source.mark()
+
+
+def _is_index(path: str) -> bool:
+    """Say whether a file is written anew with every message: it would be a new session each time."""
+    return os.path.basename(path) == STORE
 
 
 class Mirror:
@@ -252,7 +258,7 @@ class Mirror:
             for changed in _changes(folders, stop, poll_ms):
                 if stop.is_set():
                     break
-                unknown = unknown or not changed <= self._files.keys()
+                unknown = unknown or not all(path in self._files or _is_index(path) for path in changed)
                 spent_s = self._finding_s
                 pause_s = spent_s * FINDING_SHARE_TOLD if unknown else max(spent_s * FINDING_SHARE, poll_ms / 2000)
                 everywhere = time.monotonic() - self._found_at_s >= pause_s
@@ -266,7 +272,7 @@ class Mirror:
         paths, home, environ = self._where
         begun_s = time.monotonic()
         found, problems = find(paths, home=home, environ=environ)
-        self._files = {file.path: file for file in found}
+        self._files = {file.path: file for file in found if not _is_index(file.path)}
         self._seen = {path: stamp for path, stamp in self._seen.items() if path in self._files}
         self._failing = {path: reason for path, reason in self._failing.items() if path in self._files}
         for path in self._live.keys() - self._files.keys():

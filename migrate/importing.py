@@ -28,7 +28,7 @@ from .catalog import Catalog, Entry, path_of, records_of, text_of
 from .damage import Inspector
 from .finding import fitted
 from .labelling import WORTH_BYTES, Facts, labelled_aside, labelled_here
-from .lines import SourceFile, holds_lines
+from .lines import SourceFile, holds_lines, is_begun_by
 from .mirroring import Rewritten, append_lines, caught_up, extends
 from .sources import Found, format_of
 
@@ -81,7 +81,7 @@ class _Reading:
             if self.inode not in (None, (source.status.st_dev, source.status.st_ino)):
                 raise FileNotFoundError(errno.ENOENT, "another file has this name by now; run again", found.path)
             labelled = labelled_aside if aside else labelled_here
-            at_ms = source.status.st_mtime_ns // 1_000_000
+            at_ms = source.at_ms
             batches = labelled(found, at_ms, source, unfinished=self._unfinished, tell=self._tell)
             with closing(batches):
                 for lines, (pairs, codes, times) in batches:
@@ -121,15 +121,6 @@ def entry_of(found: Found, session: str, source: SourceFile, lane: str, damage: 
 
 def _text(found: Found) -> str:
     return text_of(os.path.abspath(found.path))
-
-
-def _is_begun_by(path: str, pieces: Iterator[bytes], size: int) -> bool:
-    """Say whether the file now begins with `pieces`, and these are `size` bytes."""
-    with SourceFile(path) as source:
-        for piece in pieces:
-            if not source.goes_on_with(piece):
-                return False
-        return source.size == size
 
 
 class Importer:
@@ -265,9 +256,16 @@ class Importer:
     def first(self, files: Iterable[Found], *, aside: bool = False) -> Iterator[Outcome]:
         """Import files that have no session yet, in batches. With `aside` another process helps with large ones."""
         self._aside = aside
+        files = list(files)
         self._catalog.refresh()
-        self._taken = self._catalog.taken()
-        waiting = [self._reading(found) for found in files]
+        known = self._catalog.current()  # what another run has imported meanwhile is taken over
+        self._taken = self._catalog.taken() - {known[path].session for path in map(_text, files) if path in known}
+        waiting: list[_Reading] = []
+        for found in files:
+            try:
+                waiting.append(self._reading(found))
+            except shardstore.Unavailable as error:
+                yield Outcome(found.path, "failed", error=error)
         for _ in range(IDS_MAX):
             again: list[_Reading] = []
             entries: list[Entry] = []
@@ -324,7 +322,7 @@ class Importer:
         view = self._store.session(entry.session).iter_jsonl
         if entry.size >= COMPARED_BYTES:
             with suppress(OSError):
-                if _is_begun_by(path_of(entry.path), view(), entry.size):
+                if is_begun_by(path_of(entry.path), view(), entry.size):
                     return True
         elif hashlib.sha256(b"".join(view())).hexdigest() == entry.sha256:
             return True
@@ -339,6 +337,9 @@ class Importer:
         path = _text(reading.found)
         id_ = reading.session
         others = any((one.session == id_ and one.path != path) or id_ in one.derived for one in self._catalog.entries())
+        known = self._catalog.current().get(path)
+        if known is not None and known.session == id_ and (outcome := self._again(reading.found, known)) is not None:
+            return outcome  # of another run
         entry = None if others else self._left_by_a_run(reading)
         if entry is None:
             again.append(self._reading(reading.found))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 
-__all__ = ["CHUNK_BYTES", "Mark", "SourceFile", "holds_lines"]
+__all__ = ["CHUNK_BYTES", "Mark", "SourceFile", "holds_lines", "is_begun_by"]
 
 CHUNK_BYTES = 1 << 20
 MARK_BYTES = 4096
@@ -59,6 +59,11 @@ class SourceFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def at_ms(self) -> int:
+        """When the file was last written, in ms since 1970; 0 if that was before."""
+        return max(self.status.st_mtime_ns, 0) // 1_000_000
 
     def close(self) -> None:
         """Let go of the file."""
@@ -189,6 +194,15 @@ class SourceFile:
         self._waited = True
         time.sleep(WRITE_S)
         return True
+
+
+def is_begun_by(path: str, pieces: Iterator[bytes], size: int) -> bool:
+    """Say whether the file now begins with `pieces`, and these are `size` bytes."""
+    with SourceFile(path) as source:
+        for piece in pieces:
+            if not source.goes_on_with(piece):
+                return False
+        return source.size == size
 
 
 class _Aside:

@@ -85,7 +85,7 @@ def append_lines(
     labeller = format_of(entry.format).labeller(entry.lane)
     inspector = Inspector()
     ranges: list[Range] = list(entry.ranges)
-    at_ms = source.status.st_mtime_ns // 1_000_000
+    at_ms = source.at_ms
     dangling = bool(entry.size) and not source.ends_line()
     offset = entry.size
     mark = source.mark()

@@ -23,15 +23,18 @@ Status = Literal["new", "changed", "unchanged", "unreadable"]
 
 @dataclass(slots=True)
 class FileFacts:
-    """One file: its bytes, lines and turns, when it was last written (ms since 1970), its damage by kind."""
+    """One file: its bytes, lines and turns, when it was last written (ms since 1970), its damage by kind.
+
+    None is what was not looked at; an unchanged file is not read again, and the catalog does not count turns.
+    """
 
     found: Found
     status: Status
     size: int = 0
-    lines: int = 0
-    turns: int = 0
+    lines: int | None = None
+    turns: int | None = None
     newest_ms: int | None = None
-    damage: dict[str, int] = field(default_factory=dict)
+    damage: dict[str, int] | None = None
     reason: str = ""
 
     def document(self) -> dict[str, object]:
@@ -54,7 +57,7 @@ class FileFacts:
 
 @dataclass(slots=True)
 class Tally:
-    """The files of one agent; those that hold entries are its sessions."""
+    """The files of one agent; those that hold entries are its sessions. `turns` are those of files that were read."""
 
     agent: str
     sessions: int = 0
@@ -62,7 +65,7 @@ class Tally:
     new: int = 0
     size: int = 0
     lines: int = 0
-    turns: int = 0
+    turns: int | None = None
     newest_ms: int | None = None
     damage: dict[str, int] = field(default_factory=dict)
 
@@ -109,9 +112,9 @@ def tallied(facts: Iterable[FileFacts]) -> list[Tally]:
         tally.files += 1
         tally.new += fact.status != "unchanged"
         tally.size += fact.size
-        tally.lines += fact.lines
-        tally.turns += fact.turns
+        tally.lines += fact.lines or 0
+        tally.turns = tally.turns if fact.turns is None else fact.turns + (tally.turns or 0)
         tally.newest_ms = max(filter(None, (tally.newest_ms, fact.newest_ms)), default=None)
-        for kind, count in fact.damage.items():
+        for kind, count in (fact.damage or {}).items():
             tally.damage[kind] = tally.damage.get(kind, 0) + count
     return sorted(tallies.values(), key=lambda tally: tally.agent)

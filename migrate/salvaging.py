@@ -39,6 +39,8 @@ def salvaged(store: shardstore.Store, catalog: Catalog, outcome: Outcome) -> Out
 
 
 def _salvage(store: shardstore.Store, catalog: Catalog, entry: Entry) -> Entry:
+    catalog.refresh()
+    entry = catalog.latest(entry)  # another run may have made the session meanwhile
     labeller = format_of(entry.format).labeller(entry.lane)
     session: shardstore.Session | None = None
     seqs: list[int] = []
@@ -74,7 +76,6 @@ def _rescued(entry: Entry) -> Iterator[tuple[str, bytes]]:
 
 def _session_for(store: shardstore.Store, catalog: Catalog, entry: Entry) -> shardstore.Session:
     """Return the session that holds what was salvaged before, also by a run that was killed, or a new one."""
-    catalog.refresh()
     taken = catalog.taken() - entry.derived.keys()
     for number in range(1, IDS_MAX):
         id_ = fitted(entry.session, ".salvaged" if number == 1 else f".salvaged~{number}")

@@ -116,7 +116,7 @@ def _tell(catalog: Catalog, entry: Entry, gone: set[str]) -> None:
     expanded = entry.expanded if len(derived) == len(entry.derived) else 0
     told = msgspec.structs.replace(entry, state=state, derived=derived, expanded=expanded)
     if told != entry:
-        catalog.add([told])
+        catalog.add([told], gone=gone)
 
 
 def _look(session: shardstore.Session, ranges: list[Range]) -> tuple[int, Counter[str]]:

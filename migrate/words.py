@@ -6,14 +6,14 @@ import click
 
 import shardstore
 from shardstore.cli.app import EXIT_FAILED, Settings, words_of
-from shardstore.cli.output import visible
 
+from .catalog import text_of
 from .importing import Outcome
 from .running import RECORD_BYTES_MAX
 
 __all__ = ["document_of", "end", "json_option", "open_store", "paths_argument", "reason_of"]
 
-paths_argument = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path())
+paths_argument = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(readable=False))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -38,7 +38,7 @@ def document_of(outcome: Outcome) -> dict[str, object]:
     """Return what became of a file, as JSON has it."""
     entry = outcome.entry
     return {
-        "path": visible(outcome.path),
+        "path": text_of(outcome.path),
         "status": outcome.status,
         "bytes_new": outcome.bytes_new,
         "lines_new": outcome.lines_new,
