@@ -46,7 +46,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A session's facts: `head` is its last seq, `watermark` the last one in a segment, times in ms since 1970."""
+    """A session's facts: `head` is its last seq, `watermark` the last one in a segment, times in ms since 1970.
+
+    `birth` is random: another session under the same id, after the first was removed by hand, has another one.
+    """
 
     id: str
     head: int
@@ -57,6 +60,7 @@ class SessionInfo:
     archived: bool
     durability: Durability
     created_at_ms: int
+    birth: str
 
 
 class Session:
@@ -85,6 +89,11 @@ class Session:
     def id(self) -> str:
         """The session's id."""
         return self._log.id
+
+    @property
+    def delivered(self) -> int:
+        """The last seq that this handle has delivered, 0 if none: what its caller knows."""
+        return self._last_delivered
 
     def create(self) -> bool:
         """Make the session, empty, where there is none; say whether this very call made it.
@@ -119,9 +128,9 @@ class Session:
         """Commit `entries` as one record: one dict, msgspec Struct or raw lines as bytes, or an iterable of those.
 
         When this returns, the record lies at `receipt.seq` for good (in a `sync` session after a power loss too), and
-        any append that begins from now on has a larger seq. `base` is the last seq the caller knew, by default the
-        last one that this handle delivered. `key` makes the append idempotent: once committed, the same key is
-        answered with the same seq. `if_no_turn_since=s` commits only if no turn lies above seq s.
+        any append that begins from now on has a larger seq. `base` is the last seq the caller knew (0: none), by
+        default the last one that this handle delivered. `key` makes the append idempotent: once committed, the same
+        key is answered with the same seq. `if_no_turn_since=s` commits only if no turn lies above seq s.
 
         Raises InvalidRequest, Conflict, NotFound, Deleted, Unavailable (nothing was committed), OutcomeUnknown.
         """
@@ -129,9 +138,9 @@ class Session:
         check_fields(kind, source, key, len(payload), bytes_max=self._options.record_bytes_max)
         if (base, if_no_turn_since, at_ms) != (None, None, None):
             check_seqs(base=base, if_no_turn_since=if_no_turn_since, at_ms=at_ms)
-        known = self._last_delivered if base is None else base
+        known = (self._last_delivered or None) if base is None else base
         receipt = self._writer.append(
-            payload, kind=kind, source=source, base=known or None, key=key, since=if_no_turn_since, at_ms=at_ms
+            payload, kind=kind, source=source, base=known, key=key, since=if_no_turn_since, at_ms=at_ms
         )
         if receipt.seq == self._last_delivered + 1:
             self._last_delivered = receipt.seq  # nothing lies between what the caller knew and what it wrote
@@ -297,10 +306,13 @@ class Session:
         if self._log.look().durability == "sync":
             self._log.backend.settle(self._log.keys.shards)
 
-    def info(self) -> SessionInfo:
-        """Return the session's facts, of a deleted one too. Raises NotFound, Corrupt."""
+    def info(self, *, head: int | None = None) -> SessionInfo:
+        """Return the session's facts, of a deleted one too; a `head` that is given is not looked for.
+
+        Raises NotFound, Corrupt.
+        """
         try:
-            head = self._reader.head()
+            head = self._reader.head() if head is None else head
             manifest = self._log.glance()[1]
         except Deleted:
             manifest = self._log.glance()[1]
@@ -315,6 +327,7 @@ class Session:
             manifest.archived,
             manifest.durability,
             manifest.created_at,
+            manifest.birth,
         )
 
     def describe(self, *, on_progress: Progress | None = None) -> Description:

@@ -74,6 +74,7 @@ class DiskFile:
     """The file of one session below `folder`. Raises InvalidRequest for an id that has no place there."""
 
     __slots__ = (
+        "_birth",
         "_descriptors",
         "_folder",
         "_left",
@@ -92,6 +93,7 @@ class DiskFile:
         self._descriptors = descriptors
         self._new_shape = new_shape
         self.lines = self.written = 0  # lines and bytes, by the last update
+        self._birth = ""  # of the session in it
         self._forget()
 
     def _forget(self) -> None:
@@ -113,14 +115,17 @@ class DiskFile:
         except OSError:
             return False
 
-    def update(self, session: Session, head: int) -> Generator[None, None, Status]:
+    def update(self, session: Session, head: int, birth: str) -> Generator[None, None, Status]:
         """Show the records up to `head`, pausing after each piece; return what that took.
+
+        A session with another birth is another one, whose folder took the place of the one that was shown.
 
         Raises what reading raises, OSError, and InvalidRequest where something else lies in the place. Whatever it
         ends with, closed in a pause too, the next call goes on from what it finds.
         """
         self.lines = self.written = 0
-        if self.is_as_left() and self.seq <= head:
+        is_same, self._birth = self._birth == birth, birth
+        if is_same and self.is_as_left() and self.seq <= head:
             if head == self.seq:
                 return "unchanged"
             left, self._left = self._left, None  # until it is known again what was left

@@ -295,7 +295,7 @@ class DiskView:
         if info.state == "open" and (not info.archived or self._archived or id_ in self._named):
             try:
                 session.settle()
-                return (yield from file.update(session, info.head))
+                return (yield from file.update(session, info.head, info.birth))
             except Deleted:  # meanwhile
                 pass
         elif info.state == "open":

@@ -316,8 +316,10 @@ def test_every_command_explains_itself(store: Path, capfdbinary: pytest.CaptureF
             "import",
             "ls",
             "migrate",
+            "mount",
             "show",
             "tail",
+            "unmount",
             "verify",
             "view",
         ]

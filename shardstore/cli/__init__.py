@@ -6,6 +6,7 @@
     reading   ls, show, cat, tail
     exporting export
     viewing   view
+    mounting  mount, unmount
     documents the shapes of --json
     findings  what verify and repair have to say, in lines
     upkeep    compact, verify, backup

@@ -56,7 +56,7 @@ atomically: one JSONL line or several. Any number of processes may append, read 
 \b
 The store is the first of
   --store DIR, $SHARDSTORE_PATH, ~/.shardstore
-`import` and `append` make it where it is missing. No other command does:
+`import`, `append` and `mount` make it where it is missing. No other does:
 a mistyped path is an error.
 
 With --json a command prints to stdout either one JSON document or one JSON document a line (its help says which),
@@ -206,8 +206,8 @@ def _forget_stdout() -> None:
 
 def _add_commands() -> None:
     """Import the commands and add them to `cli`."""
-    from shardstore.cli import exporting, reading, trial, upkeep, viewing, writing
+    from shardstore.cli import exporting, mounting, reading, trial, upkeep, viewing, writing
 
-    for module in (writing, reading, exporting, viewing, upkeep, trial):
+    for module in (writing, reading, exporting, viewing, mounting, upkeep, trial):
         for command in module.COMMANDS:
             cli.add_command(command)

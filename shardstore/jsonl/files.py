@@ -47,6 +47,8 @@ def open(  # noqa: A001
     record; what has no newline yet waits for it, or for `close`. A write, flush or close that raises keeps the bytes:
     the next one commits them once, so don't write them again. Only InvalidRequest (too large) takes none of them.
     Whatever the mode, each write goes to the end, and `buffering` has no say in it. Threads may share a handle.
+    The base of what is written is the last record that this process has read of the session through files (or through
+    the Session that was passed); 0 where it has read nothing.
 
     There is no `fileno`, and no need to sync: what is committed is as durable as the session.
     Refused, since records never change: `r+`, truncate, `w` for a session that has content, in `w` and `x` a write
@@ -60,7 +62,7 @@ def open(  # noqa: A001
     check_fields(kind, source, None, 0, bytes_max=1)
     text = "b" not in mode
     if text and "r" not in mode:
-        _check_line_ends(encoding)
+        _check_line_ends(encoding, newline)
     place = locate(file, store, create="r" not in mode)
     _prepare(place, mode)
     if "r" in mode:
@@ -92,14 +94,15 @@ def _judged(mode: str, buffering: int, encoding: str | None, errors: str | None,
         return shown
 
 
-def _check_line_ends(encoding: str | None) -> None:
+def _check_line_ends(encoding: str | None, newline: str | None) -> None:
     sample = io.BytesIO()
-    with io.TextIOWrapper(sample, encoding, newline="") as text:
+    with io.TextIOWrapper(sample, encoding, newline=newline) as text:
         text.write("{}\n")
         text.flush()
-        if sample.getvalue().endswith(b"{}\n"):
+        if sample.getvalue().endswith((b"{}\n", b"{}\r\n")):
             return
-    raise InvalidRequest(describe("lines of this encoding don't end with a byte LF; use utf-8", encoding=encoding))
+    what = "such lines don't end with a byte LF; use utf-8, and no newline=CR"
+    raise InvalidRequest(describe(what, encoding=encoding, newline=newline))
 
 
 def _prepare(place: Place, mode: str) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import OrderedDict
 from dataclasses import dataclass
 from shlex import quote
+from weakref import WeakKeyDictionary
 
 from shardstore.errors import InvalidRequest, NotFound, describe
 from shardstore.forksafe import ForkSafeLock
@@ -21,11 +23,13 @@ __all__ = ["Name", "Place", "locate"]
 
 FOLDER = ".shardstore"
 SUFFIX = ".jsonl"
+HANDLES_MAX = 4096  # of a store; a session beyond that is one whose reading is forgotten
 
 Name = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 _Identity = tuple[int, int]
 
 _stores: dict[str, tuple[_Identity, Store]] = {}  # by real path; never closed, for files may be open
+_handles: WeakKeyDictionary[Store, OrderedDict[str, Session]] = WeakKeyDictionary()
 _opening = ForkSafeLock()
 
 
@@ -66,12 +70,12 @@ def locate(file: Session | Name, store: Store | str | os.PathLike[str] | None, *
 def _in_store(name: str | bytes, store: Store | str | os.PathLike[str], *, create: bool) -> Place:
     if not isinstance(store, Store):
         store = _shared(os.path.realpath(os.fspath(store)), os.fspath(store), create=create)
-    return Place(store.session(os.fsdecode(name).removesuffix(SUFFIX)), name)
+    return Place(_handle(store, os.fsdecode(name).removesuffix(SUFFIX)), name)
 
 
 def _at_path(name: str | bytes, *, create: bool) -> Place:
     path = os.path.realpath(os.fsdecode(name))
-    if not name or os.path.isdir(path):
+    if not name or os.path.isdir(path) or os.path.basename(os.fsdecode(name)) in ("", "."):
         code = errno.EISDIR if name else errno.ENOENT
         raise OSError(code, os.strerror(code), name)
     if not path.endswith(SUFFIX) or os.path.basename(path) == SUFFIX:
@@ -84,9 +88,8 @@ def _at_path(name: str | bytes, *, create: bool) -> Place:
         _refuse_plain_file(path, name, root)
         if not (create and there):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    session = _shared(os.path.join(root, FOLDER), name, create=create).session(
-        os.path.relpath(path, root).removesuffix(SUFFIX)
-    )
+    store = _shared(os.path.join(root, FOLDER), name, create=create)
+    session = _handle(store, os.path.relpath(path, root).removesuffix(SUFFIX))
     if (os.path.lexists(path) or not there) and not _exists(session):
         _refuse_plain_file(path, name, root)
         if not there:
@@ -122,6 +125,19 @@ def _refuse_plain_file(path: str, name: str | bytes, root: str) -> None:
         "or all transcripts with `shardstore migrate run`"
     )
     raise FileExistsError(errno.EEXIST, why, name)
+
+
+def _handle(store: Store, id_: str) -> Session:
+    """Return this process's handle to a session, one for all its files: what it has read, it knows when it writes."""
+    with _opening.lock:
+        handles = _handles.setdefault(store, OrderedDict())
+        session = handles.get(id_)
+        if session is None:
+            session = handles[id_] = store.session(id_)
+            if len(handles) > HANDLES_MAX:
+                handles.popitem(last=False)
+        handles.move_to_end(id_)
+        return session
 
 
 def _shared(root: str, name: str | bytes, *, create: bool) -> Store:

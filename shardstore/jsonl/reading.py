@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shardstore.forksafe import ForkSafeLock
 from shardstore.session import Session
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class ViewFile(io.RawIOBase):
         self._view = _View(session)
         self._unsent = unsent
         self._position = 0
+        self._guard = ForkSafeLock()
 
     def __repr__(self) -> str:
         state = "[closed]" if self.closed else f"name={self.name!r} mode={self.mode!r}"
@@ -146,12 +148,13 @@ class ViewFile(io.RawIOBase):
         return b"".join(pieces)
 
     def _read(self, size: int) -> bytes:
-        data = self._view.read(self._position, size) if size else b""
-        if size and not data and (tail := self._tail()):
-            at = max(self._position - self._view.mark.offset, 0)
-            data = tail[at : at + size]
-        self._position += len(data)
-        return data
+        with self._guard.lock:
+            data = self._view.read(self._position, size) if size else b""
+            if size and not data and (tail := self._tail()):
+                at = max(self._position - self._view.mark.offset, 0)
+                data = tail[at : at + size]
+            self._position += len(data)
+            return data
 
     def _tail(self) -> bytes:
         unsent = self._unsent()
@@ -168,11 +171,12 @@ class ViewFile(io.RawIOBase):
         offset = index(offset)
         if whence not in (0, 1, 2):
             raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
-        origin = self.end() if whence == 2 else self._position if whence == 1 else 0
-        if origin + offset < 0:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        self._position = origin + offset
-        return self._position
+        with self._guard.lock:
+            origin = self.end() if whence == 2 else self._position if whence == 1 else 0
+            if origin + offset < 0:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            self._position = origin + offset
+            return self._position
 
     def end(self, last: int | None = None) -> int:
         """Return the offset behind the record `last`; without it, or with bytes still to be sent, that of the end."""

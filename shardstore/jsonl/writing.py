@@ -90,7 +90,13 @@ class Recorder:
             return
         outgoing.nonce, outgoing.in_doubt = None, True
         try:
-            receipt = self.session.append(outgoing.payload, kind=self._kind, source=self._source, at_ms=outgoing.at_ms)
+            receipt = self.session.append(
+                outgoing.payload,
+                kind=self._kind,
+                source=self._source,
+                base=self.session.delivered,
+                at_ms=outgoing.at_ms,
+            )
         except OutcomeUnknown as error:
             outgoing.nonce = error.nonce
             raise
@@ -242,6 +248,8 @@ class Appender(io.BufferedIOBase):
         """Make a call that a signal handler may not interrupt with another one, as files do."""
         if self._writing_pid == os.getpid():
             raise RuntimeError(f"reentrant call inside {self!r}")
+        if self._writing_pid:  # a child, forked while another thread was writing: the parent commits that
+            self._recorder.drop()
         self._writing_pid = os.getpid()
         try:
             call()
