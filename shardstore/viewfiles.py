@@ -16,12 +16,15 @@ from contextlib import suppress
 from typing import Literal
 
 from shardstore.errors import InvalidRequest, Unavailable, describe
+from shardstore.generations import Rewritten, newest_rewrite, shown_records
 from shardstore.layout import VIEW_MARKER, view_path
+from shardstore.record import Record
 from shardstore.session import Session
 from shardstore.shapes import Shape
 
 __all__ = ["Descriptors", "DiskFile", "Status", "unfinished_name"]
 
+GENERATIONS_MAX = 100  # that may begin while one file is brought up to date
 PIECE_BYTES = 256 << 10  # what is read, compared or written at once, unless a single record is larger
 DESCRIPTORS_MAX = 64  # files held open between two appends
 MODE = 0o444
@@ -79,6 +82,7 @@ class DiskFile:
         "_folder",
         "_left",
         "_new_shape",
+        "_rewrite",
         "_shape",
         "lines",
         "path",
@@ -94,6 +98,7 @@ class DiskFile:
         self._new_shape = new_shape
         self.lines = self.written = 0  # lines and bytes, by the last update
         self._birth = ""  # of the session in it
+        self._rewrite: Record | None = None  # that the generation in it stands on
         self._forget()
 
     def _forget(self) -> None:
@@ -123,9 +128,22 @@ class DiskFile:
         Raises what reading raises, OSError, and InvalidRequest where something else lies in the place. Whatever it
         ends with, closed in a pause too, the next call goes on from what it finds.
         """
+        if birth != self._birth:
+            self._birth, self._rewrite = birth, None
+            self._forget()
+        for _ in range(GENERATIONS_MAX):
+            try:
+                return (yield from self._updated(session, head))
+            except Rewritten:
+                after = 0 if self._rewrite is None else self._rewrite.seq
+                self._rewrite = newest_rewrite(session, after, head)
+                self._forget()
+        raise Unavailable(describe("the session was rewritten again and again while it was read", session=session.id))
+
+    def _updated(self, session: Session, head: int) -> Generator[None, None, Status]:
+        """Show the records up to `head` in one generation. Raises Rewritten where a newer one begins."""
         self.lines = self.written = 0
-        is_same, self._birth = self._birth == birth, birth
-        if is_same and self.is_as_left() and self.seq <= head:
+        if self.is_as_left() and self.seq <= head:
             if head == self.seq:
                 return "unchanged"
             left, self._left = self._left, None  # until it is known again what was left
@@ -158,10 +176,10 @@ class DiskFile:
         shown: list[bytes] = []
         size = 0
         shape = self._shape
-        for record in session.records(self.seq + 1, head):
+        for record in shown_records(session, self._rewrite, self.seq, head):
             shown.append(shape.shown(record))
             size += len(shown[-1])
-            if size >= PIECE_BYTES or record.seq == head:
+            if (size >= PIECE_BYTES and record.seq > 0) or record.seq == head:
                 yield record.seq, b"".join(shown)
                 shown, size = [], 0
 

@@ -29,7 +29,7 @@ FLOORS: list[set[str]] = [
     {"session"},
     {"aio", "store"},
     {"__init__"},
-    {"jsonl", "linear", "shapes", "viewfiles", "viewfolder", "views"},
+    {"generations", "jsonl", "linear", "shapes", "viewfiles", "viewfolder", "views"},
     {"adapters", "mount"},
     {"demo"},
     {"cli"},
