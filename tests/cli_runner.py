@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -54,8 +54,7 @@ def read_until(stream: IO[bytes], wanted: bytes) -> bytes:
     """Read until `wanted` has come; fail at the deadline."""
     got = b""
     while wanted not in got:
-        ready, _, _ = select.select([stream], [], [], DEADLINE_S)
-        assert ready, got
+        assert wait([stream.fileno()], DEADLINE_S), got
         chunk = os.read(stream.fileno(), 65536)
         assert chunk, got
         got += chunk

@@ -17,7 +17,6 @@ import fcntl
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import socket
@@ -27,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -176,7 +176,7 @@ class Child:
             assert self._hear(), "the child ended early"
 
     def _hear(self) -> bool:
-        if not select.select([self._ours], [], [], DEADLINE_S)[0]:
+        if not wait([self._ours], DEADLINE_S):
             os.kill(self.pid, signal.SIGKILL)
             raise AssertionError("the child hangs")
         try:

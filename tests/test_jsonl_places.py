@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import shlex
@@ -15,6 +16,7 @@ from helpers import in_child
 
 import shardstore
 from shardstore import jsonl
+from shardstore.jsonl import places
 
 
 def write(path: Any, text: str = "x\n", **options: Any) -> None:
@@ -254,3 +256,27 @@ def test_handles_survive_a_fork(tmp_path: Path) -> None:
         assert in_child(child) == 0
         file.write("parent again\n")
     assert read(path) == "parent\nchild\ngrandchild\nparent again\n"
+
+
+def test_stores_that_are_done_with_are_let_go_of(tmp_path: Path) -> None:
+    """Files in any number of folders take a bounded number of descriptors; one that is open goes on."""
+    (tmp_path / "held").mkdir()
+    held = jsonl.open(tmp_path / "held" / "s.jsonl", "a")
+    for number in range(places.STORES_MAX):
+        _visit(tmp_path / "first" / str(number))
+    before = len(os.listdir("/dev/fd"))
+    for number in range(4 * places.STORES_MAX):
+        _visit(tmp_path / "more" / str(number))
+    gc.collect()
+    assert len(os.listdir("/dev/fd")) <= before + places.STORES_MAX
+    held.write("still here\n")
+    held.close()
+    assert read(tmp_path / "held" / "s.jsonl") == "still here\n"
+
+
+def _visit(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    with jsonl.open(folder / "s.jsonl", "a") as file:
+        file.write("1\n")
+    with jsonl.open(folder / "s.jsonl") as file:
+        assert file.read() == "1\n"

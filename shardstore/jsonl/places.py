@@ -23,12 +23,13 @@ __all__ = ["Name", "Place", "locate"]
 
 FOLDER = ".shardstore"
 SUFFIX = ".jsonl"
+STORES_MAX = 16  # of a further one the descriptors are let go of; files that are open in it take new ones
 HANDLES_MAX = 4096  # of a store; a session beyond that is one whose reading is forgotten
 
 Name = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 _Identity = tuple[int, int]
 
-_stores: dict[str, tuple[_Identity, Store]] = {}  # by real path; never closed, for files may be open
+_stores: OrderedDict[str, tuple[_Identity, Store]] = OrderedDict()  # by real path
 _handles: WeakKeyDictionary[Store, OrderedDict[str, Session]] = WeakKeyDictionary()
 _opening = ForkSafeLock()
 
@@ -148,6 +149,7 @@ def _shared(root: str, name: str | bytes, *, create: bool) -> Store:
     with _opening.lock:
         kept = _stores.get(root)
         if kept is not None and kept[0] == _identity(root):
+            _stores.move_to_end(root)
             return kept[1]
         try:
             store = open_store(root, create=create)
@@ -156,6 +158,10 @@ def _shared(root: str, name: str | bytes, *, create: bool) -> Store:
         identity = _identity(root)
         if identity is not None:
             _stores[root] = (identity, store)
+            _stores.move_to_end(root)
+            if len(_stores) > STORES_MAX:
+                _, (_, oldest) = _stores.popitem(last=False)
+                oldest.close()
         return store
 
 
