@@ -71,6 +71,21 @@ class SessionFile:
         """Whether this file has content of its own that is not committed yet."""
         return self._copy is not None
 
+    @property
+    def opener(self) -> int:
+        """The id of the process that opened it."""
+        return self._process & 0xFFFFFFFF
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether what is not committed yet ends in the midst of a line."""
+        with self._lock:
+            copy = self._copy
+            if copy is None:
+                return bool(self._partial)
+            copy.seek(max(0, copy.seek(0, os.SEEK_END) - 1))
+            return copy.read(1) not in (b"", b"\n")
+
     def _image_now(self) -> Image:
         with self._opened.lock:
             self._opened.catch_up(self._image)
@@ -147,7 +162,7 @@ class SessionFile:
         """From here on this file shows what it shows now, cut to `length`, until it is committed as a whole."""
         with self._opened.lock:
             self._opened.catch_up(self._image)
-            look = self._opened.looks.last(self._process, self.id)
+            look = self._opened.looks.replaces(self._process, self.id)
             self._seen = self._image.seq if look is None else look
             content = self._image.read(0, self._image.size) + self._partial
         copy = tempfile.SpooledTemporaryFile(COPY_BYTES_MAX)  # noqa: SIM115 - closed when it is committed

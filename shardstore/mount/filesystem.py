@@ -42,9 +42,10 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True)
 class _Open:
-    """An open session: the file, and its facts when they were last asked for (None: not yet)."""
+    """An open session: the file, its name then, and its facts when they were last asked for (None: not yet)."""
 
     file: SessionFile
+    name: str
     facts: Facts | None
 
 
@@ -61,10 +62,6 @@ def _constant_size(content_bytes: int) -> int:
     while content_bytes > size // 2:
         size *= 2
     return size
-
-
-def _parent(name: str) -> str:
-    return os.path.dirname(name)
 
 
 def _meant(name: str) -> str | None:
@@ -136,7 +133,7 @@ class Filesystem(PlainFolder):
         try:
             return super().getattr(f"/{name}")
         except FileNotFoundError:
-            if not self._sessions.has_folder(name):
+            if name.endswith(".jsonl") or not self._sessions.has_folder(name):  # no folder of sessions is called so
                 raise
         owner = {"st_uid": os.getuid(), "st_gid": os.getgid()}
         return {"st_mode": stat.S_IFDIR | 0o700, "st_nlink": 2, "st_ino": UNKNOWN_INODE, **owner}
@@ -217,7 +214,7 @@ class Filesystem(PlainFolder):
         """Keep an open session; the kernel is to ask for every read, whatever the size says."""
         fi.fh = next(self._handles)
         fi.direct_io = 1
-        self._open[fi.fh] = _Open(file, self._asked.get(name, (None, 0.0))[0])
+        self._open[fi.fh] = _Open(file, name, self._asked.get(name, (None, 0.0))[0])
         return 0
 
     def read(self, path: str | None, size: int, offset: int, fi: Any) -> bytes:
@@ -230,11 +227,11 @@ class Filesystem(PlainFolder):
         opened = self._open.get(fi.fh)
         return super().write(path, data, offset, fi) if opened is None else opened.file.write(data, offset)
 
-    def flush(self, _path: str | None, fi: Any) -> int:
+    def flush(self, path: str | None, fi: Any) -> int:
         """Commit what the program that closes has written."""
         opened = self._open.get(fi.fh)
         if opened is not None:
-            opened.file.flush()
+            self._sessions.close_one(opened.file, path or f"/{opened.name}", self._caller())
         return 0
 
     def release(self, path: str | None, fi: Any) -> int:
@@ -296,7 +293,10 @@ class Filesystem(PlainFolder):
         return 0
 
     def _is_file(self, name: str) -> bool:
-        return stat.S_ISREG(os.stat(below(f"/{name}"), dir_fd=self.folder, follow_symlinks=False).st_mode)
+        mode = os.stat(below(f"/{name}"), dir_fd=self.folder, follow_symlinks=False).st_mode
+        if stat.S_ISLNK(mode):  # it would be hidden, or keep a session from its name
+            raise refuse(errno.EPERM, name)
+        return stat.S_ISREG(mode)
 
     def _replace(self, source: str, target: str) -> None:
         """Commit a plain file as a session's new content, then remove it."""
@@ -310,16 +310,16 @@ class Filesystem(PlainFolder):
     def _seen(self, target: str, birth: _Birth | None) -> int | None:
         """Return what the creator of a plain file had seen of the session, for where its renamer never looked."""
         id_ = self._sessions.resolve(target)
-        if birth is None or id_ is None:
-            return None
-        look = self._sessions.looks.last(birth.creator, id_)
-        return birth.head if look is None else look
+        seqs = () if birth is None or id_ is None else (birth.head, self._sessions.looks.last(birth.creator, id_))
+        return min((seq for seq in seqs if seq is not None), default=None)
 
     def _remember(self, name: str, descriptor: int) -> None:
         """Keep what its creator had seen when a plain file began that may replace a session."""
         meant = _meant(name)
         head = None if meant is None else self._sessions.head(meant)
         creator = self._sessions.looks.process(self._caller())
+        if name.endswith(".jsonl~") and (id_ := self._sessions.resolve(name[:-1])) is not None:
+            self._sessions.looks.backs_up(creator, id_)
         with self._births_lock:
             self._births[os.fstat(descriptor).st_ino] = _Birth(creator, head)
             if len(self._births) > BIRTHS_MAX:
@@ -353,7 +353,7 @@ class Filesystem(PlainFolder):
         try:
             return call()
         except FileNotFoundError:
-            folder = _parent(name)
+            folder = os.path.dirname(name)
             if not folder or not self._sessions.has_folder(folder):
                 raise
         self._housed(folder, lambda: super(Filesystem, self).mkdir(f"/{folder}", 0o700))
@@ -394,6 +394,6 @@ class Filesystem(PlainFolder):
         try:
             return super().fsyncdir(f"/{name}", data_only, handle)
         except FileNotFoundError:
-            if not self._sessions.has_folder(name):
+            if name.endswith(".jsonl") or not self._sessions.has_folder(name):  # no folder of sessions is called so
                 raise
             return 0

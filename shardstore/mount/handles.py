@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from shardstore.mount.files import SessionFile
+from shardstore.mount.holders import descriptors, processes
 from shardstore.mount.image import ShapeMaker
 from shardstore.mount.looks import Looks
 from shardstore.mount.names import Names, could_be_session
@@ -177,6 +178,18 @@ class Sessions:
         with self._lock:
             self._files.add(file)
         return file
+
+    def close_one(self, file: SessionFile, path: str, thread: int) -> None:
+        """Commit what waits in a file of which a descriptor was closed, unless a line is cut and others hold it."""
+        if not file.is_cut or not self._is_held(file, path, thread):
+            file.flush()
+
+    def _is_held(self, file: SessionFile, path: str, thread: int) -> bool:
+        """Say whether somebody has more descriptors on the path than it opened other files there."""
+        with self._lock:
+            others = [other.opener for other in self._files if other is not file and other.id == file.id]
+        holders = processes(thread, file.opener)
+        return any(descriptors(process, path) > others.count(process) for process in holders)
 
     def _forget(self, file: SessionFile, opened: Opened) -> None:
         with self._lock:

@@ -23,6 +23,7 @@ class Looks:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seqs: OrderedDict[tuple[int, str], int] = OrderedDict()
+        self._backing_up: set[tuple[int, str]] = set()
         self._processes: dict[int, tuple[int, float]] = {}
 
     def last(self, process: int, session: str) -> int | None:
@@ -33,9 +34,23 @@ class Looks:
                 self._seqs.move_to_end((process, session))
             return seq
 
+    def backs_up(self, process: int, session: str) -> None:
+        """Take what the process reads from now on for a copy that it makes, no look, if it has looked before."""
+        with self._lock:
+            if (process, session) in self._seqs:
+                self._backing_up.add((process, session))
+
+    def replaces(self, process: int, session: str) -> int | None:
+        """Return the last look of a process that begins to replace the content; its copy is made."""
+        with self._lock:
+            self._backing_up.discard((process, session))
+        return self.last(process, session)
+
     def saw(self, process: int, session: str, seq: int) -> None:
         """Remember that the process was given everything up to `seq`."""
         with self._lock:
+            if (process, session) in self._backing_up:
+                return
             self._put((process, session), seq)
 
     def wrote(self, process: int, session: str, seq: int) -> None:
@@ -48,7 +63,7 @@ class Looks:
         self._seqs[pair] = max(seq, self._seqs.get(pair, 0))
         self._seqs.move_to_end(pair)
         if len(self._seqs) > LOOKS_MAX:
-            self._seqs.popitem(last=False)
+            self._backing_up.discard(self._seqs.popitem(last=False)[0])
 
     def process(self, thread: int) -> int:
         """Return a number for the process that a thread id belongs to; the id itself if no such thread is alive.

@@ -51,7 +51,8 @@ class Opened:
 
         To be called, and the image to be used, under `lock`.
         """
-        self._looked_s = time.monotonic()
+        if head != 0:  # 0 asks for no look
+            self._looked_s = time.monotonic()
         try:
             self._image = self._image.advanced(self.session.head() if head is None else head)
         except OSError:  # perhaps half of a record is in it

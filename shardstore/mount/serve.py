@@ -81,7 +81,7 @@ def unmount(folder: str) -> None:
 
     Raises NotFound if no store is mounted there, Unavailable while programs have files open in it.
     """
-    folder = os.path.abspath(folder)
+    folder = os.path.realpath(folder)
     if _mounted(folder) != KIND:
         raise NotFound(describe("no store is mounted here", path=folder))
     _take_away(folder, lazily=_is_dead(folder))
@@ -109,12 +109,12 @@ def prepare(store_path: str, folder: str, files: str | None) -> Place:
     Unavailable where the system lacks what a mount needs.
     """
     _library()
-    folder = os.path.abspath(folder)
+    folder = os.path.realpath(folder)
     if _is_dead(folder):
         _take_away(folder, lazily=True)
     if _mounted(folder) == KIND:
         raise Conflict(describe("a store is mounted here already; see `shardstore unmount`", path=folder))
-    place = Place(folder, folder if files is None else os.path.abspath(files))
+    place = Place(folder, folder if files is None else os.path.realpath(files))
     for inner, outer in ((store_path, folder), (folder, store_path), (place.files, store_path)):
         if _lies_in(inner, outer):
             raise InvalidRequest(describe("store and mount can't lie in each other", store=store_path, path=folder))
