@@ -123,3 +123,14 @@ def test_vim_keeps_what_others_appended_since_it_loaded_the_file(mounted: Mounte
     assert path.read_bytes() == b'{"n":3}\n2\n3\n'
     subprocess.run([*vim[:8], "-c", "$d", "-c", "w", "-c", "$d", "-c", "wq"], check=True, timeout=DEADLINE_S)
     assert path.read_bytes() == b'{"n":3}\n'
+
+
+def test_a_temporary_file_that_was_left_is_used_again(mounted: Mounted) -> None:
+    """What was appended after it began to be written anew is shown, whoever renames it over the session."""
+    path, temporary = mounted.path / "a.jsonl", mounted.path / "a.jsonl.tmp"
+    temporary.write_bytes(b"left by a run that failed")
+    append(path, b'{"a":1}\n')
+    subprocess.run(["bash", "-c", """sed s/1/2/ "$0" > "$1" """, path, temporary], check=True, timeout=DEADLINE_S)
+    append(path, b'{"b":1}\n')
+    subprocess.run(["mv", temporary, path], check=True, timeout=DEADLINE_S)
+    assert path.read_bytes() == b'{"a":2}\n{"b":1}\n'

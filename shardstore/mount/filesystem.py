@@ -188,8 +188,6 @@ class Filesystem(PlainFolder):
         plain = self._passed_on(path, fi)
         return 0 if plain == "" else super().utimens(plain, times, fi)
 
-    # -------------------------------------------------------------- files
-
     def create(self, path: str, mode: int, fi: Any) -> int:
         """Create and open a file: a session if its name is a session's."""
         name, _ = self._where(path)
@@ -208,7 +206,10 @@ class Filesystem(PlainFolder):
         if is_session_target(name):
             with suppress(FileNotFoundError):
                 return self._opened(name, self._sessions.open(name, fi.flags, self._caller()), fi)
-        return super().open(f"/{name}", fi)
+        super().open(f"/{name}", fi)
+        if fi.flags & os.O_TRUNC:
+            self._remember(name, fi.fh)  # it may replace a session as a new file may
+        return 0
 
     def _opened(self, name: str, file: SessionFile, fi: Any) -> int:
         """Keep an open session; the kernel is to ask for every read, whatever the size says."""
