@@ -97,6 +97,8 @@ def test_a_line_waits_for_its_newline(mount: Mounted) -> None:
 
 def test_a_shared_descriptor_commits_at_its_last_close(mount: Mounted) -> None:
     """A duplicated descriptor is one handle: an unfinished line of either is there once both are closed."""
+    elsewhere = mount.path.parent / "a.jsonl"  # another file of that name is nobody's business
+    held = elsewhere.open("wb")
     first = os.open(mount.path / "a.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     second = os.dup(first)
     os.write(second, b"half")
@@ -104,6 +106,7 @@ def test_a_shared_descriptor_commits_at_its_last_close(mount: Mounted) -> None:
     assert mount.view("a") == b""
     os.close(first)
     assert mount.view("a") == b"half"
+    held.close()
 
 
 def test_lines_that_the_kernel_splits(mount: Mounted) -> None:

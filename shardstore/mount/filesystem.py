@@ -77,6 +77,8 @@ class Filesystem(PlainFolder):
     With `real` the folder itself has true attributes as well. `ready` is called once when programs are answered.
     """
 
+    home = ""  # where it is mounted: what the paths of open files begin with
+
     def __init__(
         self,
         folder: int,
@@ -232,7 +234,7 @@ class Filesystem(PlainFolder):
         """Commit what the program that closes has written."""
         opened = self._open.get(fi.fh)
         if opened is not None:
-            self._sessions.close_one(opened.file, path or f"/{opened.name}", self._caller())
+            self._sessions.close_one(opened.file, self.home + (path or f"/{opened.name}"), self._caller())
         return 0
 
     def release(self, path: str | None, fi: Any) -> int:
@@ -262,8 +264,6 @@ class Filesystem(PlainFolder):
             self._sessions.truncate(name, length, self._caller())
             return 0
         return super().truncate(f"/{name}", length, fi)
-
-    # -------------------------------------------------------------- names
 
     def unlink(self, path: str) -> int:
         """Remove a name; a session is archived."""

@@ -172,6 +172,7 @@ def mount(
         sessions = Sessions(store, prefix=prefix, purge=purge, shape=shape)
         _refuse_strangers(place, folder, sessions)
         shown = Filesystem(folder, sessions, caller=library.caller, real=real, ready=ready)
+        shown.home = place.folder
         os.umask(0)  # the kernel has applied the callers' own
         options = {"fsname": "shardstore", "subtype": "shardstore", "default_permissions": True}
         try:
