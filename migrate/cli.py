@@ -6,16 +6,14 @@ Each is a few straight lines over a module of its own; errors rise to the runner
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import click
 
 import shardstore
-from shardstore.cli.app import Settings, run
+from shardstore.cli.app import Settings, run, stopping
 from shardstore.cli.output import (
     complain,
     counted,
@@ -288,7 +286,7 @@ def follow(settings: Settings, paths: tuple[str, ...], poll_ms: int, once: bool,
     """
     stop = threading.Event()
     failed = False
-    with open_store(settings, create=True) as store, _stopping(stop):
+    with open_store(settings, create=True) as store, stopping(stop):
         mirror = Mirror(store, Catalog(store), paths, home=os.path.expanduser("~"), environ=dict(os.environ))
         try:
             for turn in mirror.rounds(stop=stop, poll_ms=poll_ms):
@@ -312,23 +310,6 @@ def _show_followed(outcome: Outcome, behind_bytes: int, *, as_json: bool) -> Non
     words = f"{outcome.status}, {counted(outcome.lines_new, 'new line')}{behind}"
     reason = f": {reason_of(outcome.error)}" if outcome.error is not None else ""
     write_line(f"{visible(outcome.path)}: {words}{reason}")
-
-
-@contextmanager
-def _stopping(stop: threading.Event) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end a round instead of breaking it off; the second one does break it off."""
-
-    def on_signal(*_: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    kept = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
 
 
 for command in back.COMMANDS:

@@ -1,8 +1,9 @@
 """Importing: each file a session, each line a record, and nothing is called imported before it was read back.
 
-Rule: the store's bytes decide. A file counts as imported once the session's view, read back from the store, has the
-SHA-256 that the file had while it was read; only then the catalog says so. A run that was killed anywhere is simply run
-again: what lies in the store already is compared with its file and taken over, so nothing comes twice.
+Rule: the store's bytes decide. A file counts as imported once the session's view, read back from the store, is the file
+byte for byte, or has the SHA-256 that it had while it was read; only then the catalog says so. A run that was killed
+anywhere is simply run again: what lies in the store already is compared with its file and taken over, so nothing comes
+twice.
 What became of a file that is known: unchanged, grown (its new lines are appended), moved (the same file under another
 name), or rewritten: then the older session stays as it is, and the file begins a new one, `<id>~2`.
 """

@@ -8,9 +8,11 @@ next move of the caller, as there is one error class (see `shardstore.errors`).
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -27,6 +29,7 @@ __all__ = [
     "open_store",
     "pass_settings",
     "run",
+    "stopping",
     "words_of",
 ]
 
@@ -211,3 +214,20 @@ def _add_commands() -> None:
     for module in (writing, reading, exporting, viewing, mounting, upkeep, trial):
         for command in module.COMMANDS:
             cli.add_command(command)
+
+
+@contextmanager
+def stopping(stop: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end after the piece at hand instead of breaking it off; the second one breaks it off."""
+
+    def on_signal(*_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    kept = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

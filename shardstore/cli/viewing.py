@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 
-from shardstore.cli.app import EXIT_FAILED, Settings, open_store, pass_settings, words_of
+from shardstore.cli.app import EXIT_FAILED, Settings, open_store, pass_settings, stopping, words_of
 from shardstore.cli.output import (
     complain,
     counted,
@@ -73,7 +70,7 @@ def view(
     with (
         open_store(settings) as store,
         DiskView(store, folder, sessions=session_ids, archived=show_all, new_shape=shape) as kept,
-        _stopping(stop),
+        stopping(stop),
     ):
         if follow:
             _follow(kept, stop, poll_ms, as_json=as_json)
@@ -161,23 +158,6 @@ def _document(outcome: Outcome) -> dict[str, object]:
         "written_bytes": outcome.written_bytes,
         "error": None if outcome.error is None else words_of(outcome.error),
     }
-
-
-@contextmanager
-def _stopping(stop: threading.Event) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end after the piece at hand instead of breaking it off; the second one breaks it off."""
-
-    def on_signal(*_: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    kept = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
 
 
 COMMANDS = [view]

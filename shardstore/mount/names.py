@@ -4,7 +4,8 @@ Rule: session `<id>` is shown as `<id>.jsonl`, each "/" of the id being a folder
 the session `shardstore-mount`, whose records hold one JSON line for each change. The latest line of a name counts, and
 a change is one record, appended only if no other change came between: so it happened wholly or not at all, and all
 mounts and processes of a store see the same names.
-Strategy: whoever asks looks whether that session has grown; what it says is remembered.
+Strategy: what that session says is remembered. Whoever asks looks at the time of its folder of shards, which every new
+record changes; only where that is another, or too young to tell, the session itself is looked at.
 """
 
 from __future__ import annotations
