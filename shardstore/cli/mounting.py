@@ -44,8 +44,9 @@ def mount(
     committed when the write returns. A program that rewrites a file does not cost what others appended since it last
     looked, and the log keeps what it replaced. Every other file in DIR is an ordinary one.
 
-    In DIR a session's size and times stay the same however much is appended, so that a check for foreign changes finds
-    none. DIR/.real/ (listings leave it out) is the same folder with true sizes and times: for cp, rsync, tail, wc -c.
+    In DIR a session's size and times stay the same when something is appended, so that a check for foreign changes
+    finds none: the size shown is 64 MiB, and doubles once the content passes half of it. DIR/.real/ (listings leave it
+    out) is the same folder with true sizes and times: for cp, rsync, tail, wc -c.
 
     With --linearize an entry whose writer had not read the one before it, and answers an older one (`parentId`), is
     shown as the answer to that; a second header line is left out. The log keeps what was written.
