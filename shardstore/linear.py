@@ -21,7 +21,7 @@ from collections import deque
 from typing import NamedTuple
 
 from shardstore.record import Record, decode_line, split_lines
-from shardstore.shapes import OneHeader
+from shardstore.shapes import Readable
 
 __all__ = ["Linear"]
 
@@ -43,7 +43,7 @@ class Linear:
     """The records of one session with one header and one chain; a Shape."""
 
     def __init__(self) -> None:
-        self._headed = OneHeader()
+        self._headed = Readable()
         self._entries: deque[_Shown] = deque()  # in order
         self._places: dict[str, _Shown] = {}  # by id
         self._newest: dict[int, _Shown] = {}  # by lane

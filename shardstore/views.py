@@ -19,7 +19,7 @@ from typing import Literal
 from shardstore.errors import Conflict, Deleted, NotFound, ShardstoreError, describe
 from shardstore.follow import Watch
 from shardstore.layout import SESSIONS, SHARDS, SessionKeys, unquote_id
-from shardstore.shapes import OneHeader, Shape
+from shardstore.shapes import Readable, Shape
 from shardstore.store import Store
 from shardstore.viewfiles import Descriptors, DiskFile, Status
 from shardstore.viewfolder import claim, is_own
@@ -83,7 +83,7 @@ class DiskView:
         *,
         sessions: Collection[str] = (),
         archived: bool = False,
-        new_shape: Callable[[], Shape] = OneHeader,
+        new_shape: Callable[[], Shape] = Readable,
     ) -> None:
         self._store = store
         self._named = frozenset(sessions)

@@ -8,7 +8,7 @@ import pytest
 
 import shardstore
 from shardstore.mount.image import Image
-from shardstore.shapes import OneHeader
+from shardstore.shapes import Readable
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_shape_decides_what_is_shown(session: shardstore.Session) -> None:
     header = b'{"type":"session"}\n'
     session.append(header + b"1\n")
     session.append(header + b"2\n")
-    image = Image(session, OneHeader).advanced(2)
+    image = Image(session, Readable).advanced(2)
     assert shown(image) == header + b"1\n2\n"
     assert image.shown(2) == b"2\n"
     session.rewrite(header + header + b"new\n", seen=1)

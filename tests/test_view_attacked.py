@@ -78,12 +78,20 @@ def test_two_that_go_on_from_their_own_are_one_chain(session: Session) -> None:
 
 
 def test_an_id_that_was_shown_before_is_no_link(session: Session) -> None:
-    """An entry that a retry appended twice is not made its own parent, nor that of one that it is the parent of."""
-    session.append(entry("other", "root"), base=1)
+    """An entry that comes with other bytes a second time is not made its own parent, nor that of its parent."""
+    session.append(entry("other", "root") | {"try": 2}, base=1)
     assert chain(session)[2] == ("other", "root")
     session.append(entry("more", "root"), base=1)
-    session.append(entry("other", "root"), base=1)
+    session.append(entry("other", "root") | {"try": 3}, base=1)
     assert chain(session)[3:] == [("more", "other"), ("other", "root")]
+
+
+def test_a_second_try_is_shown_once(session: Session) -> None:
+    """An entry that a retry appended twice, byte for byte, is one link."""
+    session.append(entry("more", "other"), base=2)
+    session.append(entry("other", "root"), base=1)
+    session.append(entry("late", "other"), base=2)
+    assert chain(session)[1:] == [("other", "root"), ("more", "other"), ("late", "more")]
 
 
 def test_a_repeated_id_outlives_its_first_place(session: Session) -> None:

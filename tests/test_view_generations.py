@@ -12,7 +12,7 @@ import shardstore
 from shardstore import Session, Store
 from shardstore.linear import Linear
 from shardstore.mount.image import Image
-from shardstore.shapes import OneHeader
+from shardstore.shapes import Readable
 from shardstore.views import DiskView
 
 
@@ -49,8 +49,8 @@ def test_a_rewrite_is_a_new_file(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("shape", [OneHeader, Linear])
-def test_it_is_what_a_mount_shows(store: Store, tmp_path: Path, seed: int, shape: type[OneHeader | Linear]) -> None:
+@pytest.mark.parametrize("shape", [Readable, Linear])
+def test_it_is_what_a_mount_shows(store: Store, tmp_path: Path, seed: int, shape: type[Readable | Linear]) -> None:
     """After any appends, rewrites, compactions and restarts the file holds the bytes of the mount's image."""
     chance = random.Random(seed)
     session = store.session("s")

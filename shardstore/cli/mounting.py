@@ -49,7 +49,8 @@ def mount(
     out) is the same folder with true sizes and times: for cp, rsync, tail, wc -c.
 
     With --linearize an entry whose writer had not read the one before it, and answers an older one (`parentId`), is
-    shown as the answer to that; a second header line is left out. The log keeps what was written.
+    shown as the answer to that; a second header line is left out, and so is an entry that was written twice. The log
+    keeps what was written.
 
     It serves until Ctrl-C, SIGTERM or `shardstore unmount DIR`. The store is made where it is missing. This needs
     Linux, pip install 'shardstore[mount]' and, on Debian, apt install fuse3.

@@ -19,7 +19,7 @@ from shardstore.cli.output import (
     write_line,
 )
 from shardstore.linear import Linear
-from shardstore.shapes import OneHeader
+from shardstore.shapes import Readable
 from shardstore.views import DiskView, Outcome
 
 __all__ = ["COMMANDS"]
@@ -50,9 +50,9 @@ def view(
     """Keep DIR/<session>.jsonl as plain, read-only files: all sessions, or those that are named.
 
     A file only grows, at its end, by whole lines; one that was touched or damaged is made again under its name, never
-    written over. A second header line is left out. Files of deleted and archived sessions are removed (a session that
-    is named is shown, archived or not). DIR must be new, empty, or a view of this store. What can't be shown is named
-    at the end, the rest is shown, and the exit code is 1.
+    written over. A second header line is left out, and so is an entry that was appended twice, byte for byte. Files of
+    deleted and archived sessions are removed (a session that is named is shown, archived or not). DIR must be new,
+    empty, or a view of this store. What can't be shown is named at the end, the rest is shown, and the exit code is 1.
 
     pi and OpenClaw take the last line for the leaf and walk back along `parentId`, so of two entries that answer the
     same one only the later stays in the model's context. With --linearize an entry whose writer could not know the one
@@ -66,7 +66,7 @@ def view(
                shardstore view --follow ~/transcripts telegram:42
     """
     stop = threading.Event()
-    shape = Linear if linearize else OneHeader
+    shape = Linear if linearize else Readable
     with (
         open_store(settings) as store,
         DiskView(store, folder, sessions=session_ids, archived=show_all, new_shape=shape) as kept,

@@ -16,13 +16,13 @@ import itertools
 import os
 import stat
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from shardstore.mount.asked import Asked
 from shardstore.mount.handles import Facts, SessionFile, Sessions
 from shardstore.mount.names import could_be_session, is_session_target
 from shardstore.mount.plain import Attributes, PlainFolder, Times, below
@@ -34,8 +34,6 @@ REAL = ".real"
 SIZE_BYTES = 64 << 20  # of every session, doubled while the content passes half of it; node reads no 2 GiB at once
 FIRST_HANDLE = 1 << 32  # above any descriptor, which are the handles of plain files
 BIRTHS_MAX = 4_096  # plain files whose creation is remembered
-JUST_ASKED_S = 0.01
-ASKED_MAX = 4_096  # sessions whose facts are remembered for those who open them
 UNKNOWN_INODE = 0xFFFFFFFF  # in listings, as libfuse has it
 _T = TypeVar("_T")
 
@@ -95,7 +93,7 @@ class Filesystem(PlainFolder):
         self._ready = ready
         self._open: dict[int, _Open] = {}
         self._handles = itertools.count(FIRST_HANDLE)
-        self._asked: dict[str, tuple[Facts, float]] = {}  # by name, and when
+        self._asked = Asked()
         self._births: OrderedDict[int, _Birth] = OrderedDict()
         self._births_lock = threading.Lock()
 
@@ -141,15 +139,11 @@ class Filesystem(PlainFolder):
         return {"st_mode": stat.S_IFDIR | 0o700, "st_nlink": 2, "st_ino": UNKNOWN_INODE, **owner}
 
     def _facts(self, name: str, *, exact: bool) -> Facts | None:
-        """Return the facts of the session that is shown under a name, and remember them."""
-        facts = self._sessions.facts(name, exact=exact) if is_session_target(name) else None
-        if facts is not None:
-            if len(self._asked) >= ASKED_MAX:
-                self._asked.clear()
-            self._asked[name] = facts, time.monotonic()
-        else:
-            self._asked.pop(name, None)
-        return facts
+        """Return the facts of the session that is shown under a name; unless `exact`, as they were a moment ago."""
+        if not is_session_target(name):
+            return None
+        known = None if exact else self._asked.fresh(name)
+        return known or self._asked.ask(name, lambda: self._sessions.facts(name, exact=exact))
 
     def _of_session(self, facts: Facts, real: bool, content_bytes: int) -> Attributes:
         """Return a session's attributes. It has two names, as its two links say: vim then writes it in place."""
@@ -202,8 +196,8 @@ class Filesystem(PlainFolder):
     def open(self, path: str, fi: Any) -> int:
         """Open a session, or a plain file. What the kernel has looked up just before is not looked up again."""
         name, _ = self._where(path)
-        facts, asked_s = self._asked.get(name, (None, 0.0))
-        if facts is not None and time.monotonic() - asked_s < JUST_ASKED_S:
+        facts = self._asked.fresh(name)
+        if facts is not None:
             return self._opened(name, self._sessions.open_known(facts, fi.flags, self._caller()), fi)
         if is_session_target(name):
             with suppress(FileNotFoundError):
@@ -217,7 +211,7 @@ class Filesystem(PlainFolder):
         """Keep an open session; the kernel is to ask for every read, whatever the size says."""
         fi.fh = next(self._handles)
         fi.direct_io = 1
-        self._open[fi.fh] = _Open(file, name, self._asked.get(name, (None, 0.0))[0])
+        self._open[fi.fh] = _Open(file, name, self._asked.last(name))
         return 0
 
     def read(self, path: str | None, size: int, offset: int, fi: Any) -> bytes:
@@ -270,8 +264,10 @@ class Filesystem(PlainFolder):
         name, _ = self._where(path)
         if not self._session(name):
             return super().unlink(f"/{name}")
-        self._sessions.unlink(name)
-        self._asked.pop(name, None)
+        try:
+            self._sessions.unlink(name)
+        finally:
+            self._asked.forget(name)
         return 0
 
     def rename(self, old: str, new: str, flags: int = 0) -> int:
@@ -279,8 +275,13 @@ class Filesystem(PlainFolder):
         source, target = self._where(old)[0], self._where(new)[0]
         if flags:
             raise refuse(errno.EINVAL, new)
-        for name in (source, target):
-            self._asked.pop(name, None)
+        try:
+            self._rename(source, target)
+        finally:
+            self._asked.forget(source, target)
+        return 0
+
+    def _rename(self, source: str, target: str) -> None:
         if self._session(source):
             self._sessions.rename(source, target)
             with suppress(FileNotFoundError):
@@ -291,7 +292,6 @@ class Filesystem(PlainFolder):
             self._replace(source, target)
         else:
             self._housed(target, lambda: super(Filesystem, self).rename(f"/{source}", f"/{target}"))
-        return 0
 
     def _is_file(self, name: str) -> bool:
         mode = os.stat(below(f"/{name}"), dir_fd=self.folder, follow_symlinks=False).st_mode
