@@ -34,12 +34,12 @@ def _answer(process: subprocess.Popen[str]) -> Any:
     return json.loads(out)
 
 
-def call(subject: Callable[..., Any], **arguments: Any) -> Any:
+def call(subject: Callable[..., Any], /, **arguments: Any) -> Any:
     """Run `subject` in a fresh process and return its answer."""
     return _answer(_spawn(subject, arguments))
 
 
-def crew(subject: Callable[..., Any], members: int, **arguments: Any) -> list[Any]:
+def crew(subject: Callable[..., Any], members: int, /, **arguments: Any) -> list[Any]:
     """Run `subject(member=0..)` in fresh processes that pass their `gate` at one moment; return their answers."""
     processes = [_spawn(subject, {"member": member, **arguments}) for member in range(members)]
     try:

@@ -1,0 +1,92 @@
+"""What a workload asks of a subject, and what it may say about itself.
+
+Rule: a subject is used through the public API that its users have, set up by its own documentation's best practice.
+Where its API has no way to do a thing it says so, and nothing is built for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+__all__ = ["Handle", "Refused", "Subject", "TurnFailed"]
+
+
+class Refused(Exception):  # noqa: N818 - it is no error of ours
+    """The subject did not take a record, and said so: a timeout, a lock that is held, a busy database."""
+
+
+class TurnFailed(Refused):
+    """A finished turn's reply was thrown away."""
+
+
+class Handle:
+    """A subject's store in one folder, open in one process; used by one thread. A session is made by its first append.
+
+    A line is a JSON object and a LF. Nothing that a method raises but Refused is expected.
+    """
+
+    def append(self, session: str, line: bytes) -> None:
+        """Return when the line is acknowledged, as durable as the subject claims. Raises Refused."""
+        raise NotImplementedError
+
+    def load(self, session: str) -> list[Any]:
+        """Return all entries of a session, decoded, in the subject's order."""
+        raise NotImplementedError
+
+    def last(self, session: str, count: int) -> list[Any]:
+        """Return the last entries, decoded; by default from all of them, where the API has no other way."""
+        return self.load(session)[-count:]
+
+    def sessions(self) -> list[str]:
+        """Return the names of all sessions."""
+        raise NotImplementedError
+
+    def fill(self, session: str, lines: Iterable[bytes]) -> None:
+        """Bring many lines in at once, as the subject's users import; by default one by one."""
+        for line in lines:
+            self.append(session, line)
+
+    def compact(self, session: str) -> None:
+        """Do the upkeep that the subject has for a session, to its end; by default there is none."""
+
+    def begin(self, session: str) -> Any:  # noqa: ARG002
+        """Begin a turn, before the model is called; return what `finish` needs."""
+        return None
+
+    def finish(self, session: str, begun: Any, line: bytes) -> None:  # noqa: ARG002
+        """End a turn by committing its reply. Raises TurnFailed if the reply is thrown away, Refused."""
+        self.append(session, line)
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One contender: `open` takes a folder, which is its own alone.
+
+    `durable`: what is acknowledged survives a power loss. `modules` must be importable (else it is missing: `extra`
+    brings them). `cannot` maps workloads to the reason why the subject has no figures there.
+    """
+
+    name: str
+    label: str
+    durable: bool
+    open: Callable[[str], Handle]
+    modules: tuple[str, ...] = ()
+    cannot: Mapping[str, str] = field(default_factory=dict)
+
+    def missing(self) -> str | None:
+        """Return what has to be installed, None if all is there."""
+        gone = [module for module in self.modules if importlib.util.find_spec(module) is None]
+        return f"{', '.join(gone)}: pip install 'shardstore[bench]'" if gone else None
+
+
+def decoded(lines: Iterable[bytes]) -> list[Any]:
+    """Return JSON lines as objects; every subject decodes with the same decoder."""
+    return [orjson.loads(line) for line in lines]

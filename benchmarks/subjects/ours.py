@@ -1,0 +1,63 @@
+"""shardstore, through its public API, durable and unsynced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import shardstore
+from benchmarks.subjects.base import Handle, Refused, Subject
+
+__all__ = ["SUBJECTS"]
+
+
+class Shardstore(Handle):
+    """A store with its defaults: the background compactor is on."""
+
+    def __init__(self, folder: str, *, durability: shardstore.Durability) -> None:
+        self._store = shardstore.open(folder, durability=durability)
+        self._held: dict[str, shardstore.Session] = {}
+
+    def session(self, name: str) -> shardstore.Session:
+        """Return the session's handle, the same for every call."""
+        if name not in self._held:
+            self._held[name] = self._store.session(name)
+        return self._held[name]
+
+    def append(self, session: str, line: bytes) -> None:
+        """Append one record."""
+        try:
+            self.session(session).append(line)
+        except shardstore.Unavailable as error:
+            raise Refused(str(error)) from error
+
+    def load(self, session: str) -> list[Any]:
+        """Return all entries, checksums verified."""
+        return list(self._store.session(session).entries())
+
+    def last(self, session: str, count: int) -> list[Any]:
+        """Return the entries of the last records."""
+        return [entry for record in self._store.session(session).last(count) for entry in record.entries()]
+
+    def sessions(self) -> list[str]:
+        """Return all ids."""
+        return self._store.ids()
+
+    def fill(self, session: str, lines: Iterable[bytes]) -> None:
+        """Import, as a migration does: segments from the beginning."""
+        self._store.import_session(session, lines)
+
+    def compact(self, session: str) -> None:
+        """Merge all shards into segments."""
+        self.session(session).compact()
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+
+SUBJECTS = (
+    Subject("shardstore", "shardstore, durable", True, partial(Shardstore, durability="sync")),
+    Subject("shardstore-unsynced", "shardstore, unsynced", False, partial(Shardstore, durability="none")),
+)

@@ -1,0 +1,99 @@
+"""Appending: one process alone, and several at once, to one session or to one each.
+
+Rule: every writer has appended once before the clock starts, and all start at one moment. What is timed is a fixed
+time, in which each writes as much as it can; throughput is what all of them got acknowledged, over the time until the
+last one ended.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import fresh
+from benchmarks.checking import Check
+from benchmarks.lines import bodies, line_of, lines
+from benchmarks.results import Figure, quantiles
+from benchmarks.subjects import Subject
+from benchmarks.subjects import subject as subject_of
+from benchmarks.workloads.base import MIX, Case, Outcome, Plan, Scale, Workload, checked, write_for
+
+__all__ = ["APPEND", "SPREAD", "WRITERS"]
+
+FIGURES = (
+    Figure("appends_per_s", "/s", "more"),
+    Figure("p50", "us", "less"),
+    Figure("p99", "us", "less"),
+    Figure("max", "us", "less"),
+)
+SECONDS: dict[Scale, float] = {"quick": 0.3, "usual": 1.0, "full": 2.0}
+WRITERS_AT: dict[Scale, tuple[int, ...]] = {"quick": (4,), "usual": (1, 4, 16), "full": (1, 2, 4, 8, 16)}
+MOST = 50_000  # lines of one writer
+
+
+def member(member: int, subject: str, folder: str, mix: str, spread: bool, seconds: float) -> dict[str, Any]:
+    """Subject: one of several writers."""
+    session = f"s{member}" if spread else "s"
+    bodies(mix)
+    handle = subject_of(subject).open(folder)
+    handle.append(session, line_of(mix, member, 0))
+    fresh.gate()
+    writing = write_for(handle, session, lines(mix, member, 1), seconds, MOST, first=1)
+    handle.close()
+    return writing.answer()
+
+
+def run(subject: Subject, case: Case, folder: str) -> Outcome:
+    """Let writers append for a while, then check all sessions."""
+    arguments: dict[str, Any] = {"mix": MIX, "spread": False} | case.arguments
+    writers = arguments.pop("writers")
+    answers = fresh.crew(member, writers, subject=subject.name, folder=folder, **arguments)
+    took_us = [took for answer in answers for took in answer["took_us"]]
+    seconds = (max(answer["end"] for answer in answers) - min(answer["start"] for answer in answers)) / 1e9
+    done = len(took_us) - sum(len(answer["refused"]) for answer in answers)
+    spread = quantiles(took_us)
+    return Outcome(
+        figures={"appends_per_s": done / seconds, "p50": _at(took_us, 0.5), "p99": _at(took_us, 0.99),
+                 "max": max(took_us)},
+        quantiles_us=spread,
+        check=_checked(subject, folder, arguments, answers),
+    )  # fmt: skip
+
+
+def _at(samples: list[float], share: float) -> float:
+    ordered = sorted(samples)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def _checked(subject: Subject, folder: str, arguments: dict[str, Any], answers: list[dict[str, Any]]) -> Check:
+    if not arguments["spread"]:
+        return checked(subject, folder, "s", arguments["mix"], answers)
+    nobody = {"count": 0, "refused": []}
+    each = [[nobody] * number + [answer] for number, answer in enumerate(answers)]
+    checks = [checked(subject, folder, f"s{number}", arguments["mix"], one) for number, one in enumerate(each)]
+    return sum(checks, Check())
+
+
+def _single(scale: Scale) -> Plan:
+    mixes = {"quick": [MIX], "usual": [MIX], "full": [MIX, "claude-code", "codex"]}[scale]
+    cases = [Case(f"{mix} sizes", {"writers": 1, "mix": mix, "seconds": SECONDS[scale]}) for mix in mixes]
+    return Plan({"quick": 3, "usual": 5, "full": 5}[scale], cases)
+
+
+def _several(scale: Scale, *, spread: bool) -> Plan:
+    numbers = WRITERS_AT[scale]
+    arguments = {"spread": spread, "seconds": SECONDS[scale]}
+    cases = [Case(f"{number} writers", {"writers": number, **arguments}, x=number) for number in numbers]
+    return Plan({"quick": 1, "usual": 3, "full": 3}[scale], cases)
+
+
+APPEND = Workload("append", "one process appends to one session", FIGURES, _single, run)
+WRITERS = Workload(
+    "writers", "several processes append to one session", FIGURES, lambda scale: _several(scale, spread=False), run
+)
+SPREAD = Workload(
+    "spread",
+    "several processes append, each to a session of its own",
+    FIGURES,
+    lambda scale: _several(scale, spread=True),
+    run,
+)
