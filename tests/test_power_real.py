@@ -63,6 +63,22 @@ def test_a_filesystem_without_flushes_is_found_out() -> None:
         assert tried("ext4", KNOWN_CUTS).broken
 
 
+@pytest.mark.parametrize("name", ["ext4", "ext4-writeback", "ext4-data-journal", "ext4-fsck", "xfs"])
+def test_a_flush_of_a_folder_commits_what_was_written_back(name: str) -> None:
+    """Where a journal commits in order, handing a file to the disk is enough before its folder is flushed."""
+    with patch.object(syscalls, "flush_data", syscalls.write_back):
+        trial = tried(name, CUTS)
+    assert not trial.broken, trial.note
+    assert trial.compared
+
+
+@pytest.mark.parametrize("name", ["btrfs", "ext4-no-journal"])
+def test_where_it_does_not_promises_are_broken(name: str) -> None:
+    """These lose acknowledged records that way, which is why it is refused there."""
+    with patch.object(syscalls, "flush_data", syscalls.write_back):
+        assert tried(name, KNOWN_CUTS).broken
+
+
 def test_the_disk_keeps_writes_and_flushes_in_order(tmp_path: Path) -> None:
     """What is written and flushed through the recorded disk stands in its log, and the log gives the image."""
     image, log = tmp_path / "image", tmp_path / "log"

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from shardstore.backends import locks, syscalls
 from shardstore.backends.base import Draft, Seen
-from shardstore.backends.filesystems import FLUSHED_WHOLE, filesystem_of, refuse_remote
+from shardstore.backends.filesystems import FLUSHED_WHOLE, SyncMethod, filesystem_of, refuse_remote, refuse_unordered
 from shardstore.backends.folders import Folders
 from shardstore.backends.handles import Folder, Held, Removed, Temp
 from shardstore.backends.refusals import make_root, refusal, translated
@@ -42,10 +42,12 @@ _opening = ForkSafeLock()
 class LocalBackend:
     """A store in the folder `root`; see `Backend` for what each verb guarantees."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, sync_method: SyncMethod = "fdatasync") -> None:
         self.root = os.path.realpath(root)
+        self._writes_back = sync_method != "fdatasync"  # a new file, which the flush of its folder then commits
         with translated("open the store", self.root):
             refuse_remote(self.root)
+            refuse_unordered(sync_method, self.root, f"{self.root}/{SESSIONS}")
             self._folders = Folders(self.root)
             self._unnamed = syscalls.supports_unnamed(self._folders.root.fd)
         self._locked: dict[tuple[str, int], int] = {}
@@ -298,7 +300,9 @@ class LocalBackend:
                 syscalls.write_parts(temp.fd, draft.parts)
             else:
                 syscalls.write_stream(temp.fd, draft.parts)
-            if sync:
+            if sync and self._writes_back:
+                syscalls.write_back(temp.fd)
+            elif sync:
                 syscalls.flush_data(temp.fd)
         except OSError as error:
             draft.close()

@@ -37,6 +37,7 @@ __all__ = [
     "spread_children",
     "supports_unnamed",
     "write_all",
+    "write_back",
     "write_parts",
     "write_stream",
 ]
@@ -47,6 +48,7 @@ _HOLD_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC if hasattr(os, "O_PATH") 
 SMALL_BYTES = 8192  # more than nine of ten records need
 BEGUN_BYTES = 8 << 20  # which the disk begins with while more is made
 _UNNAMED = getattr(os, "O_TMPFILE", 0)
+_WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4  # flags of sync_file_range(2)
 _NO_UNNAMED = (  # not there, or nothing can be made there now: whoever writes is told by the attempt
     *(errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT),
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT),
@@ -190,22 +192,37 @@ def write_stream(fd: int, parts: Iterable[bytes]) -> None:
         write_all(fd, part)
         written += len(part)
         if written >= BEGUN_BYTES:
-            _begin_flush()(fd)
+            _begin_flush(fd)
             written = 0
 
 
 @cache
-def _begin_flush() -> Callable[[int], object]:
-    """Return what asks the disk to begin with what was written to a file; nothing is promised by it."""
+def _sync_file_range() -> Callable[[int, int], int] | None:
+    """Return sync_file_range(2) of a whole file with flags, which returns the errno or 0; None if there is none."""
     if sys.platform != "linux":
-        return lambda fd: fd
+        return None
     import ctypes
 
-    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    call = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
     if call is None:
-        return lambda fd: fd
-    start, whole, write = ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(2)
-    return lambda fd: call(fd, start, whole, write)
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return lambda fd, flags: ctypes.get_errno() if call(fd, 0, 0, flags) else 0
+
+
+def _begin_flush(fd: int) -> None:
+    """Ask the disk to begin with what was written to a file; nothing is promised by it."""
+    call = _sync_file_range()
+    if call is not None:
+        call(fd, _WRITE)
+
+
+def write_back(fd: int) -> None:
+    """Return once the disk has what was written to a file, perhaps in its cache; not the file's size and place."""
+    call = _sync_file_range()
+    number = errno.ENOSYS if call is None else call(fd, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
+    if number:
+        raise OSError(number, os.strerror(number))
 
 
 def write_parts(fd: int, parts: Sequence[bytes]) -> None:
