@@ -22,6 +22,7 @@ from hashlib import sha256
 
 from msgspec.structs import replace
 
+from .mounts import mounted_stores
 from .sources import ANY, FORMATS, Format, Found
 from .sources.base import FILE, Report, beginning, listing, pass_over, walk
 from .sources.openclaw import OPENCLAW, PI, STORE
@@ -72,6 +73,7 @@ class _Search:
         self._problems: dict[str, str] = {}
         self._folders: list[str] = []
         self._neighbours: dict[Root, dict[str, Found]] = {}
+        self._mounts = mounted_stores()
         homes = [(form, os.path.abspath(folder)) for form in PROGRAMS for folder in form.homes(home, environ)]
         self._homes = [(form, folder, os.path.realpath(folder)) for form, folder in homes]
 
@@ -277,6 +279,10 @@ class _Search:
     def _add(self, found: Found, path: str, name: str) -> bool:
         """Take a file by its real path, unless it was taken before; return whether it is new."""
         if path in self.found:
+            return False
+        mount = next((mount for mount in self._mounts if _is_below(path, mount)), None)
+        if mount is not None:
+            self._problems.setdefault(mount, "a store is mounted here: what it shows is in that store already")
             return False
         lane = FILE if COMPRESSED.fullmatch(os.path.basename(path)) else found.lane
         self.found[path] = replace(found, path=path, name=name, lane=lane)

@@ -1,4 +1,4 @@
-"""What was said of sessions by name a moment ago: programs ask twice before they open a file.
+"""What was said of sessions by name a moment ago: the kernel looks a name up right before it opens it.
 
 Rule: an answer is used for `FRESH_S` at most, and not at all once this mount has changed a name after it was asked for.
 """

@@ -11,6 +11,7 @@ import errno
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -21,6 +22,8 @@ from shardstore.store import RECORD_BYTES_MAX
 
 __all__ = ["SessionFile"]
 
+IDLE_READS_MAX = 10_000  # at the end, in a row and without a pause: whoever copies by the size shown would never end
+PAUSE_S = 0.001
 COPY_BYTES_MAX = 8 << 20  # of a copy in memory; a larger one lies in an unnamed file
 
 
@@ -49,6 +52,7 @@ class SessionFile:
         self._copy: BinaryIO | None = None
         self._seen = 0  # what the copy stands in the place of
         self._released = False
+        self._idle_reads, self._idle_s = 0, 0.0  # how many found nothing, and when the last one did
         with opened.lock:
             self._image = opened.image(head)
         self._end = self._image.size  # what is known to lie below it; a write from there on appends
@@ -93,7 +97,10 @@ class SessionFile:
 
     @translated
     def read(self, size: int, offset: int) -> bytes:
-        """Return `size` bytes from `offset` on, fewer only at the end. Raises EBADF if opened for writing alone."""
+        """Return `size` bytes from `offset` on, fewer only at the end.
+
+        Raises EBADF if opened for writing alone, EIO to who reads at the end again and again without a pause.
+        """
         if self.flags & os.O_ACCMODE == os.O_WRONLY:
             raise refuse(errno.EBADF)
         with self._lock:
@@ -107,9 +114,17 @@ class SessionFile:
                     data = self._image.read(offset, size)
                 seq = self._image.seq_at(offset + len(data))
             self._end = max(self._end, offset + len(data))
+            self._count_idle(found=bool(data))
         if data or offset == self._image.size:
             self._opened.looks.saw(self._process, self.id, seq)
         return data
+
+    def _count_idle(self, *, found: bool) -> None:
+        now_s = time.monotonic()
+        self._idle_reads = 0 if found or now_s - self._idle_s > PAUSE_S else self._idle_reads + 1
+        self._idle_s = now_s
+        if self._idle_reads > IDLE_READS_MAX:
+            raise refuse(errno.EIO)
 
     @translated
     def write(self, data: bytes, offset: int) -> int:

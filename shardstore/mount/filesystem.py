@@ -4,9 +4,8 @@ Rule: which of the two a path is, is decided anew at every call, by what the sto
 file stays what it was. A session has two faces. In the folder itself its attributes never change, however much is
 appended, so that a program that compares them has nothing to trip over; `.real/`, which no listing shows, is the same
 folder with true sizes and times.
-
-Why the constant size is larger than the content, with reads that end early: a program that finds a size of 0 takes
-the session for empty and truncates it, and one that finds less than there is reads no further.
+Plain files beneath with a session's name (transcripts that were imported) are never shown: once their session was put
+away, a program would go on with what was theirs.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from shardstore.mount.asked import Asked
+from shardstore.mount.attributes import of_folder, of_session
 from shardstore.mount.handles import Facts, SessionFile, Sessions
 from shardstore.mount.names import could_be_session, is_session_target
 from shardstore.mount.plain import Attributes, PlainFolder, Times, below
@@ -31,7 +31,6 @@ from shardstore.mount.refusals import refuse
 __all__ = ["REAL", "Filesystem"]
 
 REAL = ".real"
-SIZE_BYTES = 64 << 20  # of every session, doubled while the content passes half of it; node reads no 2 GiB at once
 FIRST_HANDLE = 1 << 32  # above any descriptor, which are the handles of plain files
 BIRTHS_MAX = 4_096  # plain files whose creation is remembered
 UNKNOWN_INODE = 0xFFFFFFFF  # in listings, as libfuse has it
@@ -55,11 +54,8 @@ class _Birth:
     head: int | None
 
 
-def _constant_size(content_bytes: int) -> int:
-    size = SIZE_BYTES
-    while content_bytes > size // 2:
-        size *= 2
-    return size
+def _is_hidden(name: str, mode: int) -> bool:
+    return stat.S_ISREG(mode) and could_be_session(name)
 
 
 def _meant(name: str) -> str | None:
@@ -127,40 +123,25 @@ class Filesystem(PlainFolder):
             opened.facts = facts = facts or opened.facts
         if facts is not None:
             own = opened is not None and (real or opened.file.rewrites)
-            return self._of_session(facts, real, opened.file.size_bytes if opened and own else facts.size_bytes)
+            size = opened.file.size_bytes if opened and own else facts.size_bytes
+            return of_session(facts, size, real=real)
         if path is None:
             return super().getattr(path, fi)
         try:
-            return super().getattr(f"/{name}")
+            plain = super().getattr(f"/{name}")
         except FileNotFoundError:
             if name.endswith(".jsonl") or not self._sessions.has_folder(name):  # no folder of sessions is called so
                 raise
-        owner = {"st_uid": os.getuid(), "st_gid": os.getgid()}
-        return {"st_mode": stat.S_IFDIR | 0o700, "st_nlink": 2, "st_ino": UNKNOWN_INODE, **owner}
+            return of_folder(name)
+        if _is_hidden(name, plain["st_mode"]):
+            raise refuse(errno.ENOENT, name)
+        return plain
 
     def _facts(self, name: str, *, exact: bool) -> Facts | None:
-        """Return the facts of the session that is shown under a name; unless `exact`, as they were a moment ago."""
+        """Return the facts of the session that is shown under a name, and remember them for who opens it next."""
         if not is_session_target(name):
             return None
-        known = None if exact else self._asked.fresh(name)
-        return known or self._asked.ask(name, lambda: self._sessions.facts(name, exact=exact))
-
-    def _of_session(self, facts: Facts, real: bool, content_bytes: int) -> Attributes:
-        """Return a session's attributes. It has two names, as its two links say: vim then writes it in place."""
-        size = content_bytes if real else _constant_size(content_bytes)
-        changed_ns = (facts.mtime_ms if real else facts.created_ms) * 1_000_000
-        return {
-            "st_mode": stat.S_IFREG | 0o600,
-            "st_ino": facts.ino,
-            "st_nlink": 2,
-            "st_uid": os.getuid(),
-            "st_gid": os.getgid(),
-            "st_size": size,
-            "st_blocks": -(-size // 512),
-            "st_atime": changed_ns,
-            "st_mtime": changed_ns,
-            "st_ctime": changed_ns,
-        }
+        return self._asked.ask(name, lambda: self._sessions.facts(name, exact=exact))
 
     def _passed_on(self, path: str | None, fi: Any) -> str | None:
         """Return the plain path that an attribute is to be set of; "" for a session, whose attributes stay."""
@@ -264,6 +245,7 @@ class Filesystem(PlainFolder):
         name, _ = self._where(path)
         if not self._session(name):
             return super().unlink(f"/{name}")
+        self._keep_folder(name)
         try:
             self._sessions.unlink(name)
         finally:
@@ -283,6 +265,7 @@ class Filesystem(PlainFolder):
 
     def _rename(self, source: str, target: str) -> None:
         if self._session(source):
+            self._keep_folder(source)
             self._sessions.rename(source, target)
             with suppress(FileNotFoundError):
                 super().unlink(f"/{target}")
@@ -360,11 +343,20 @@ class Filesystem(PlainFolder):
         self._housed(folder, lambda: super(Filesystem, self).mkdir(f"/{folder}", 0o700))
         return call()
 
+    def _keep_folder(self, name: str) -> None:
+        """Make the plain folder of a session that goes: a folder stays when its last file is removed."""
+        folder = os.path.dirname(name)
+        if folder:
+            with suppress(OSError):  # it is there, or can't be made, which keeps nobody from removing a file
+                self._housed(folder, lambda: super(Filesystem, self).mkdir(f"/{folder}", 0o700))
+
     def mkdir(self, path: str, mode: int) -> int:
         """Make a folder."""
         name, _ = self._where(path)
         if self._session(name) or self._sessions.has_folder(name):
             raise refuse(errno.EEXIST, path)
+        if could_be_session(name):  # what would lie in it has no place, and renamed, would be hidden
+            raise refuse(errno.EPERM, path)
         return self._housed(name, lambda: super(Filesystem, self).mkdir(f"/{name}", mode))
 
     def rmdir(self, path: str) -> int:
@@ -382,7 +374,9 @@ class Filesystem(PlainFolder):
         for kind, names in ((stat.S_IFREG, files), (stat.S_IFDIR, folders)):
             yield from ((one, {"st_mode": kind, "st_ino": UNKNOWN_INODE}, 0) for one in names)
         try:
-            yield from (item for item in super().readdir(f"/{name}", handle) if item[0] not in told)
+            for item in super().readdir(f"/{name}", handle):
+                if item[0] not in told and not _is_hidden(os.path.join(name, item[0]), item[1]["st_mode"]):
+                    yield item
         except FileNotFoundError:
             if not told:
                 raise

@@ -25,7 +25,7 @@ from shardstore.record import NewRecord
 from shardstore.session import SessionInfo
 from shardstore.store import RECORD_BYTES_MAX, Store
 
-__all__ = ["Facts", "SessionFile", "Sessions"]
+__all__ = ["Facts", "SessionFile", "Sessions", "inode_of"]
 
 OPENED_MAX = 4096  # sessions that are remembered although no file of them is open
 ROOM_EVERY = 16  # sessions that come into use before it is looked for room again
@@ -79,6 +79,11 @@ class Sessions:
         return None if info is None else info.id
 
     @translated
+    def knows(self, name: str) -> bool:
+        """Say whether a session is shown as `name` or was, archived and deleted ones included."""
+        return self.names.knows(name)
+
+    @translated
     def listing(self, folder: str) -> tuple[list[str], list[str]]:
         """Return the names of files and folders that sessions imply directly in `folder` ("" for the mount), sorted."""
         return self.names.listing(folder)
@@ -106,7 +111,7 @@ class Sessions:
         opened = self._open(info.id)
         with opened.lock:
             image = opened.image(info.head) if exact else opened.known() or opened.image()
-            return Facts(info.id, image.size, image.at_ms or info.created_at_ms, info.created_at_ms, _ino(info.id))
+            return Facts(info.id, image.size, image.at_ms or info.created_at_ms, info.created_at_ms, inode_of(info.id))
 
     def _found(self, name: str) -> SessionInfo:
         info = self.names.find(name)
@@ -274,6 +279,9 @@ class Sessions:
             raise errors[0]
 
 
-def _ino(session_id: str) -> int:
-    """Return an inode number that a session keeps under every name: 63 bits of a hash, never below 2."""
-    return int.from_bytes(hashlib.blake2b(session_id.encode(), digest_size=8).digest(), "little") >> 1 | 2
+def inode_of(thing: str) -> int:
+    """Return the inode number of a session (by its id), or of a folder (by its name and a slash).
+
+    It stays, under every name of a session: 63 bits of a hash, never below 2.
+    """
+    return int.from_bytes(hashlib.blake2b(thing.encode(), digest_size=8).digest(), "little") >> 1 | 2

@@ -118,6 +118,12 @@ class Names:
         self._refresh()
         return self._find(self._prefix + name, head)
 
+    def knows(self, name: str) -> bool:
+        """Say whether `name` shows a session or has shown one: what lies there otherwise was brought into the store."""
+        self._refresh()
+        full = self._prefix + name
+        return full in self._names or self._info(full.removesuffix(SUFFIX), 0) is not None
+
     def _find(self, full: str, head: int | None = None) -> SessionInfo | None:
         if full in self._names:
             session_id = self._names[full]

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -99,6 +100,8 @@ def _library() -> ModuleType:
         raise Unavailable("mounting needs libfuse 3; on Debian: apt install fuse3", errno=errno.ENOSYS) from error
     if not os.path.exists(DEVICE):
         raise Unavailable(describe("mounting needs this device; modprobe fuse", path=DEVICE), errno=errno.ENODEV)
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        raise Unavailable(describe("mounting needs access to this device", path=DEVICE), errno=errno.EACCES)
     return library
 
 
@@ -136,16 +139,30 @@ def _transcripts(folder: int) -> Iterator[str]:
         yield from (name for last in names if could_be_session(name := os.path.normpath(os.path.join(path, last))))
 
 
-def _refuse_strangers(place: Place, folder: int, sessions: Sessions) -> None:
-    """Refuse a folder whose transcripts would be hidden, or shown beside the store as if they were in it."""
-    found = sorted(name for name in _transcripts(folder) if sessions.resolve(name) is None)
+def _refuse_strangers(path: str, folder: int, sessions: Sessions) -> None:
+    """Refuse a folder with transcripts that would be hidden without having been brought in."""
+    found = sorted(name for name in _transcripts(folder) if not sessions.knows(name))
     if found:
         more = f" and {len(found) - STRANGERS_MAX} more" if len(found) > STRANGERS_MAX else ""
         sentence = "files lie here that no session stands for; `shardstore migrate run` brings them in, then move them"
         raise InvalidRequest(
-            describe(f"{sentence} away, or choose an empty folder", path=place.files, found=found[:STRANGERS_MAX])
-            + more
+            describe(f"{sentence} away, or choose an empty folder", path=path, found=found[:STRANGERS_MAX]) + more
         )
+
+
+def _refuse_prefix(prefix: str) -> None:
+    """Refuse a prefix below which no session could be made."""
+    if prefix.strip("/") and not could_be_session(f"{prefix.strip('/')}/x.jsonl"):
+        raise InvalidRequest(describe("no file can have such a prefix; it is one or more folders: a/b", prefix=prefix))
+
+
+@contextmanager
+def _held(path: str) -> Iterator[int]:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
 
 
 # -------------------------------------------------------------- mounting
@@ -167,10 +184,13 @@ def mount(
     makes what decides which bytes of a session are shown, all of them by default.
     """
     library = _library()
-    folder = os.open(place.files, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    _refuse_prefix(prefix)
+    with _held(place.files) as folder:
         sessions = Sessions(store, prefix=prefix, purge=purge, shape=shape)
-        _refuse_strangers(place, folder, sessions)
+        _refuse_strangers(place.files, folder, sessions)
+        if place.files != place.folder:
+            with _held(place.folder) as hidden:
+                _refuse_strangers(place.folder, hidden, sessions)
         shown = Filesystem(folder, sessions, caller=library.caller, real=real, ready=ready)
         shown.home = place.folder
         os.umask(0)  # the kernel has applied the callers' own
@@ -183,8 +203,6 @@ def mount(
             raise Unavailable(describe("libfuse could not mount", path=place.folder), errno=errno.EIO) from error
         finally:
             sessions.close()
-    finally:
-        os.close(folder)
 
 
 def detach() -> Callable[[], None] | int:
