@@ -26,7 +26,7 @@ from shardstore.record import Record
 __all__ = ["Follower", "Watch"]
 
 _DEBOUNCE_MS = 20  # how long events may gather before they wake anybody
-_STEP_MS = 5  # how long a single event waits for company
+_STEP_MS = 1  # how long a single event waits for company
 _SLICE_MS = 200  # how often a waiting follower looks whether it should stop
 
 

@@ -47,6 +47,7 @@ NAME_BYTES_MAX = 255
 SEQ_MAX = 2**63 - 1
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
+_QUOTES_TO_ITSELF = re.compile(r"[a-z0-9_-][a-z0-9_.-]*").fullmatch  # most ids: whoever lists very many is glad
 _SEGMENT = re.compile(r"(\d{20})-(\d{20})-(\d+)-([0-9a-f]{32})\.segment")
 
 
@@ -70,6 +71,8 @@ def quote_id(session_id: str) -> str:
 
 def unquote_id(name: str) -> str | None:
     """Return the session id whose folder is `name`, or None if no id quotes to it."""
+    if len(name) <= NAME_BYTES_MAX and _QUOTES_TO_ITSELF(name):
+        return name
     try:
         session_id = unquote_to_bytes(name).decode()
         return session_id if quote_id(session_id) == name else None

@@ -185,9 +185,9 @@ class SessionLog:
             number = upto + 1
 
     def _index_pages(self, segment: SegmentRef, number: int, upto: int) -> list[IndexEntry]:
-        one = (segment.nonce, number) if number == upto else None
-        if one is not None and (kept := self._pages.get(one)) is not None:
-            return kept
+        if upto - number <= 1:
+            first = self._index_page(segment, number)
+            return first if upto == number else first + self._index_page(segment, upto)
         start = index_page_range(segment, number)[0]
         stop = sum(index_page_range(segment, upto))
         data = self.segment_bytes(segment, start, stop - start)
@@ -196,11 +196,18 @@ class SessionLog:
             offset, length = index_page_range(segment, page)
             piece = data[offset - start : offset - start + length]
             entries += decode_index_page(segment, page, piece, what=self.keys.segment(segment))
-        if one is not None:
+        return entries
+
+    def _index_page(self, segment: SegmentRef, number: int) -> list[IndexEntry]:
+        """Return the entries of one page, kept for whoever reads about the same place again."""
+        kept = self._pages.get((segment.nonce, number))
+        if kept is None:
+            piece = self.segment_bytes(segment, *index_page_range(segment, number))
+            kept = decode_index_page(segment, number, piece, what=self.keys.segment(segment))
             if len(self._pages) >= PAGES_KEPT:
                 self._pages.clear()
-            self._pages[one] = entries
-        return entries
+            self._pages[segment.nonce, number] = kept
+        return kept
 
     def segment_header(self, manifest: Manifest, seq: int) -> Header:
         """Return the header of record `seq` <= watermark. Raises Vanished, Corrupt."""

@@ -105,18 +105,19 @@ class _SegmentBlock:
         return out
 
     def payloads(self, kinds: Collection[str]) -> list[bytes]:
-        return self._verified(self._chosen(kinds))
+        return self._verified(self._chosen(kinds), copy=True)
 
     def objects(self, kinds: Collection[str]) -> list[Any] | None:
         chosen = self._chosen(kinds)
-        return decode_payloads(self._verified(chosen), single={entry[5] for entry in chosen} <= {1})
+        single = {entry[5] for entry in chosen} <= {1}
+        return decode_payloads(self._verified(chosen, copy=not single), single=single)
 
     def _chosen(self, kinds: Collection[str]) -> list[IndexEntry]:
         wanted = _flags_of(frozenset(kinds))
         return [entry for entry in self._entries if entry[4] in wanted]
 
-    def _verified(self, chosen: list[IndexEntry]) -> list[bytes]:
-        data, origin = self._data, self._entries[0][0]
+    def _verified(self, chosen: list[IndexEntry], *, copy: bool) -> list[Any]:
+        data, origin = self._data if copy else memoryview(self._data), self._entries[0][0]
         out = [data[(at := offset + head - origin) : at + length] for offset, length, head, _, _, _ in chosen]
         if list(map(zlib.crc32, out)) != [entry[3] for entry in chosen]:
             bad = next(entry for entry, payload in zip(chosen, out, strict=True) if zlib.crc32(payload) != entry[3])

@@ -125,6 +125,11 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
         Raises InvalidRequest for a line that is no JSON, or returns it as bytes with `invalid="raw"`.
         """
+        if self.payload.find(b"\n") == len(self.payload) - 1:  # one line, as almost always
+            try:
+                return [orjson.loads(self.payload)]
+            except orjson.JSONDecodeError:
+                pass  # it needs the care of `decode_line`
         return [decode_line(line, self.seq, invalid) for line in split_lines(self.payload) if line.strip()]
 
 

@@ -45,8 +45,8 @@ def mount(
     looked, and the log keeps what it replaced. Every other file in DIR is an ordinary one.
 
     In DIR a session's size and times stay the same when something is appended, so that a check for foreign changes
-    finds none: the size shown is just above 64 MiB, and doubles once the content passes half of it. DIR/.real/ (listings
-    leave it out) is the same folder with true sizes and times: for cp, rsync, tail, wc -c.
+    finds none: the size shown is just above 64 MiB, and doubles once the content passes half of it. DIR/.real/
+    (listings leave it out) is the same folder with true sizes and times: for cp, rsync, tail, wc -c.
 
     With --linearize an entry whose writer had not read the one before it, and answers an older one (`parentId`), is
     shown as the answer to that; a second header line is left out, and so is an entry that was written twice. The log
