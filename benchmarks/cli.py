@@ -1,4 +1,4 @@
-"""The commands of `python -m benchmarks`: run, compare, plot, list."""
+"""The commands of `python -m benchmarks`: run, show, compare, plot, list."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import machine, tables
-from benchmarks.results import Described, Result, save
+from benchmarks import comparing, machine, tables
+from benchmarks.results import Described, Result, load, save
 from benchmarks.running import perform, steps
 from benchmarks.subjects import SUBJECTS, Subject
 from benchmarks.workloads import WORKLOADS, Scale, Workload
@@ -20,6 +20,11 @@ from benchmarks.workloads import WORKLOADS, Scale, Workload
 __all__ = ["main"]
 
 VOLATILE = ("tmpfs", "ramfs")
+WIDTH = 100  # characters of a table where nobody says how many there are
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,7 +61,7 @@ def run(scale: Scale, workloads: tuple[str, ...], subjects: tuple[str, ...], fol
     _perform(result, todo, folder)
     if out:
         save(result, out)
-    tables.show(result, Console())
+    tables.show(result, _console())
     if any(row.failed for row in result.rows):
         sys.exit(1)
 
@@ -67,9 +72,12 @@ def _result(chosen: list[Workload], wanted: list[Subject], missing: dict[str, st
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=machine.facts(folder),
         workloads=[Described(one.name, one.label, figures=list(one.figures)) for one in chosen],
-        subjects=[Described(one.name, one.label, is_durable=one.durable) for one in wanted],
+        subjects=[Described(one.name, one.label, is_durable=one.durable, is_floor=one.is_floor) for one in wanted],
         missing=missing,
-        cannot={one.name: {who.name: why for who in wanted if (why := one.why_not(who))} for one in chosen},
+        cannot={
+            one.name: {who.name: why for who in wanted if not who.is_floor and (why := one.why_not(who))}
+            for one in chosen
+        },
     )
 
 
@@ -90,6 +98,66 @@ def _perform(result: Result, todo: Sequence[object], folder: str) -> None:
         for row in perform(todo, os.path.abspath(folder), lambda step: progress.update(task, description=step.label)):  # type: ignore[arg-type]
             result.rows.append(row)
             progress.advance(task)
+
+
+def _loaded(path: str) -> Result:
+    try:
+        return load(path)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command("show")
+@click.argument("result", type=click.Path(dir_okay=False))
+@click.option("--markdown", is_flag=True, help="As Markdown, for a README.")
+@click.option("--details", is_flag=True, help="All figures of each case, also where a workload has a curve of them.")
+@click.option("--workload", "-w", "workloads", multiple=True, metavar="NAME", help="Only this; may be repeated.")
+def show(result: str, markdown: bool, details: bool, workloads: tuple[str, ...]) -> None:
+    """Print a saved result."""
+    found = _loaded(result)
+    names = _some([one.name for one in found.workloads], workloads, "workload")
+    found.workloads = [one for one in found.workloads if one.name in names]
+    if markdown:
+        click.echo(tables.markdown(found, details=details), nl=False)
+    else:
+        tables.show(found, _console(), details=details)
+
+
+@main.command("compare")
+@click.argument("before", type=click.Path(dir_okay=False))
+@click.argument("now", type=click.Path(dir_okay=False))
+@click.option("--threshold", default=10.0, show_default=True, type=click.FloatRange(min=0), metavar="PERCENT",
+              help="How much worse is bad; then the exit status is 1.")  # fmt: skip
+@click.option("--subject", "-s", "subjects", multiple=True, metavar="NAME", help="Only this; may be repeated.")
+@click.option("--anyway", is_flag=True, help="Compare results of different machines or filesystems, too.")
+def compare(before: str, now: str, threshold: float, subjects: tuple[str, ...], anyway: bool) -> None:
+    """Tell what changed from one saved result to another, what got worse first."""
+    old, new = _loaded(before), _loaded(now)
+    differing = comparing.strangers(old, new)
+    if differing and not anyway:
+        facts = "\n  ".join(differing)
+        raise click.UsageError(f"the results are of different machines (--anyway compares them):\n  {facts}")
+    for one in (old, new):
+        one.rows = [row for row in one.rows if not subjects or row.subject in subjects]
+    found = comparing.changes(old, new)
+    comparing.show(old, new, found, threshold / 100, _console())
+    if any(one.is_regression(threshold / 100) for one in found):
+        sys.exit(1)
+
+
+@main.command("plot")
+@click.argument("result", type=click.Path(dir_okay=False))
+@click.option("--out", "folder", required=True, type=click.Path(file_okay=False), help="Where the files go.")
+def plot(result: str, folder: str) -> None:
+    """Draw a saved result as SVG and PNG."""
+    from benchmarks import plots
+
+    try:
+        drawn = plots.draw(_loaded(result), folder)
+    except plots.MatplotlibMissingError as error:
+        raise click.ClickException(str(error)) from error
+    for path in drawn:
+        click.echo(path)
 
 
 @main.command("list")

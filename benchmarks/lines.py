@@ -1,7 +1,8 @@
 """Transcript lines whose sizes are those of real ones.
 
 Rule: sizes follow quantiles measured over real transcripts (bytes a line, by program); every line is a JSON object with
-an id that says who wrote it and which of his it is, so that a check knows what is lost, doubled, moved or torn.
+an id that says who wrote it and which of his it is, so that a check knows what is lost, doubled, moved or torn. A
+writer's lines are an assistant's and a user's by turns, for there are gateways that look at who speaks.
 Strategy: the sizes of a mix are a fixed ladder of its quantiles in a fixed random order, so that a thousand lines have
 the whole distribution, the largest line included, and every run the same.
 """
@@ -49,12 +50,13 @@ def bodies(mix: str) -> tuple[bytes, ...]:
     rng = random.Random(mix)
     sizes = [size_at(mix, (step + 0.5) / (LADDER - 1)) for step in range(LADDER - 1)] + [MIXES[mix][-1]]
     rng.shuffle(sizes)
-    return tuple(_body(rng, size - len(_head(0, 0))) for size in sizes)
+    roles = itertools.cycle((b"assistant", b"user"))
+    return tuple(_body(rng, size - len(_head(0, 0)), role) for size, role in zip(sizes, roles, strict=False))
 
 
-def _body(rng: random.Random, size: int) -> bytes:
+def _body(rng: random.Random, size: int, role: bytes) -> bytes:
     usage = b'"usage":{"input":%d,"output":%d},' % (rng.randrange(9_000), rng.randrange(900)) if size > 600 else b""
-    head = b'"timestamp":"2026-01-01T00:00:00.000Z",%s"message":{"role":"assistant","text":"' % usage
+    head = b'"timestamp":"2026-01-01T00:00:00.000Z",%s"message":{"role":"%s","text":"' % (usage, role)
     piece = " ".join(rng.choices(_WORDS, k=16)).encode()
     room = size - len(head) - len(b'"}}\n')
     text = (piece * math.ceil(max(room, 0) / len(piece)))[: max(room, 0)]
@@ -77,9 +79,9 @@ def _head(writer: int, number: int) -> bytes:
 
 
 def line_of(mix: str, writer: int, number: int) -> bytes:
-    """Return line `number` of a writer, with its LF."""
+    """Return line `number` of a writer, with its LF: an assistant's if the number is even, else a user's."""
     ladder = bodies(mix)
-    return _head(writer, number) + ladder[(number + 37 * writer) % len(ladder)]
+    return _head(writer, number) + ladder[(number + 38 * writer) % len(ladder)]
 
 
 def lines(mix: str, writer: int, first: int = 0) -> Iterator[bytes]:

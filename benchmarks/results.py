@@ -13,9 +13,10 @@ import msgspec
 
 from benchmarks.checking import Check
 
-__all__ = ["QUANTILES", "Figure", "Result", "Row", "load", "quantiles", "save"]
+__all__ = ["FLOORED", "QUANTILES", "RATE", "Figure", "Result", "Row", "load", "quantiles", "save"]
 
 VERSION = 1
+FLOORED, RATE = "append", "appends_per_s"  # the workload in which floors take part, and what they are compared by
 QUANTILES = 200  # steps between the smallest and the largest sample
 
 
@@ -53,6 +54,7 @@ class Described(msgspec.Struct, frozen=True):
     label: str
     figures: list[Figure] = []
     is_durable: bool = False
+    is_floor: bool = False
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -88,6 +90,18 @@ class Result(msgspec.Struct, kw_only=True):
         found = [row.check for row in self.rows_of(workload, case, subject) if row.check is not None]
         return sum(found, Check()) if found else None
 
+    def times_floor(self, workload: str, case: str, subject: str, floor: str | None = None) -> float | None:
+        """Return the time of an append as a multiple of the bare system calls' (of one process), None if unknown.
+
+        Without the name of a floor it is the bare write to one file, of the subject's durability.
+        """
+        durable = any(one.is_durable for one in self.subjects if one.name == subject)
+        floor = floor or ("floor-file" if durable else "floor-file-unsynced")
+        same = case if workload == FLOORED else next(iter(self.cases(FLOORED)), "")
+        least = self.median(FLOORED, same, floor, RATE)
+        done = self.median(workload, case, subject, RATE)
+        return least / done if least and done else None
+
 
 def quantiles(samples: Sequence[float]) -> list[float]:
     """Return the distribution of samples: the least, and what 1/200, 2/200, … of them do not exceed."""
@@ -97,9 +111,15 @@ def quantiles(samples: Sequence[float]) -> list[float]:
 
 
 def save(result: Result, path: str) -> None:
-    """Write a result as JSON."""
+    """Write a result as JSON, and with it, for who reads it without this program, each `times_floor`."""
+    known: dict[str, dict[str, dict[str, float]]] = {}
+    for row in result.rows:
+        times = result.times_floor(row.workload, row.case, row.subject)
+        if times is not None:
+            known.setdefault(row.workload, {}).setdefault(row.case, {})[row.subject] = round(times, 3)
+    whole = {**msgspec.to_builtins(result), "times_floor": known}
     with open(path, "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        file.write(msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n")
 
 
 def load(path: str) -> Result:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks.subjects import ours, plain
+from benchmarks.subjects import agents, disk_cache, floor, gateway, lmdb_store, locked, maildir, ours, plain, sqlite
 from benchmarks.subjects.base import Handle, Refused, Subject, TurnFailed
 
 __all__ = ["SUBJECTS", "Handle", "Refused", "Subject", "TurnFailed", "subject"]
 
-SUBJECTS: dict[str, Subject] = {one.name: one for one in (*ours.SUBJECTS, *plain.SUBJECTS)}
+_FAMILIES = (ours, plain, locked, gateway, sqlite, lmdb_store, disk_cache, maildir, agents, floor)
+SUBJECTS: dict[str, Subject] = {one.name: one for family in _FAMILIES for one in family.SUBJECTS}
 
 
 def subject(name: str) -> Subject:

@@ -7,13 +7,16 @@ Where its API has no way to do a thing it says so, and nothing is built for it.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 __all__ = ["Handle", "Refused", "Subject", "TurnFailed"]
+
+POLL_MS = 10  # of who follows a subject that tells nobody of what is new
 
 
 class Refused(Exception):  # noqa: N818 - it is no error of ours
@@ -28,7 +31,10 @@ class Handle:
     """A subject's store in one folder, open in one process; used by one thread. A session is made by its first append.
 
     A line is a JSON object and a LF. Nothing that a method raises but Refused is expected.
+    `following` says how `follow` learns of what is new.
     """
+
+    following = f"asked every {POLL_MS} ms"
 
     def append(self, session: str, line: bytes) -> None:
         """Return when the line is acknowledged, as durable as the subject claims. Raises Refused."""
@@ -42,6 +48,23 @@ class Handle:
         """Return the last entries, decoded; by default from all of them, where the API has no other way."""
         return self.load(session)[-count:]
 
+    def since(self, session: str, seen: int) -> list[Any]:
+        """Return the entries after the first `seen`, decoded; by default from all, where the API has no other way."""
+        return self.load(session)[seen:]
+
+    def follow(self, session: str, stop: threading.Event) -> Iterator[Any]:
+        """Yield the entries that are committed after this call, decoded, until soon after `stop` is set.
+
+        By default they are asked for every POLL_MS, where the API does not tell of them by itself.
+        """
+        return self._polled(session, len(self.load(session)), stop)
+
+    def _polled(self, session: str, seen: int, stop: threading.Event) -> Iterator[Any]:
+        while not stop.wait(POLL_MS / 1000):
+            found = self.since(session, seen)
+            seen += len(found)
+            yield from found
+
     def sessions(self) -> list[str]:
         """Return the names of all sessions."""
         raise NotImplementedError
@@ -51,8 +74,16 @@ class Handle:
         for line in lines:
             self.append(session, line)
 
+    def fill_many(self, sessions: Iterable[tuple[str, Iterable[bytes]]]) -> None:
+        """Bring many sessions in at once, as the subject's users import; by default one after the other."""
+        for session, lines in sessions:
+            self.fill(session, lines)
+
     def compact(self, session: str) -> None:
         """Do the upkeep that the subject has for a session, to its end; by default there is none."""
+
+    def leave_upkeep(self) -> None:
+        """Leave all upkeep to `compact`, before the first append; by default nothing is done without being asked."""
 
     def begin(self, session: str) -> Any:  # noqa: ARG002
         """Begin a turn, before the model is called; return what `finish` needs."""
@@ -71,7 +102,8 @@ class Subject:
     """One contender: `open` takes a folder, which is its own alone.
 
     `durable`: what is acknowledged survives a power loss. `modules` must be importable (else it is missing: `extra`
-    brings them). `cannot` maps workloads to the reason why the subject has no figures there.
+    brings them). `cannot` maps workloads to the reason why the subject has no
+    figures there. A floor (`is_floor`) is no store, but the bare system calls of an append.
     """
 
     name: str
@@ -79,7 +111,9 @@ class Subject:
     durable: bool
     open: Callable[[str], Handle]
     modules: tuple[str, ...] = ()
+    is_floor: bool = False
     cannot: Mapping[str, str] = field(default_factory=dict)
+    only: str = ""  # a workload, if it takes part in no other
 
     def missing(self) -> str | None:
         """Return what has to be installed, None if all is there."""

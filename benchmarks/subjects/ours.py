@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,10 @@ __all__ = ["SUBJECTS"]
 class Shardstore(Handle):
     """A store with its defaults: the background compactor is on."""
 
+    following = "woken by Session.follow"
+
     def __init__(self, folder: str, *, durability: shardstore.Durability) -> None:
+        self._folder, self._durability = folder, durability
         self._store = shardstore.open(folder, durability=durability)
         self._held: dict[str, shardstore.Session] = {}
 
@@ -40,6 +44,11 @@ class Shardstore(Handle):
         """Return the entries of the last records."""
         return [entry for record in self._store.session(session).last(count) for entry in record.entries()]
 
+    def follow(self, session: str, stop: threading.Event) -> Iterator[Any]:
+        """Yield the entries of what `Session.follow` delivers."""
+        follower = self._store.session(session).follow(stop=stop)
+        return (entry for record in follower for entry in record.entries())
+
     def sessions(self) -> list[str]:
         """Return all ids."""
         return self._store.ids()
@@ -48,9 +57,21 @@ class Shardstore(Handle):
         """Import, as a migration does: segments from the beginning."""
         self._store.import_session(session, lines)
 
+    def fill_many(self, sessions: Iterable[tuple[str, Iterable[bytes]]]) -> None:
+        """Import in batches that one flush makes durable, as `shardstore migrate` does."""
+        for imported in self._store.import_sessions(sessions):
+            if imported.error is not None:
+                raise imported.error
+
     def compact(self, session: str) -> None:
         """Merge all shards into segments."""
         self.session(session).compact()
+
+    def leave_upkeep(self) -> None:
+        """Open the store again, without the background compactor."""
+        self.close()
+        self._store = shardstore.open(self._folder, durability=self._durability, compact_shards=None)
+        self._held.clear()
 
     def close(self) -> None:
         """Close the store."""

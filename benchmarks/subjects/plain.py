@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
+
+import watchfiles
 
 from benchmarks.subjects.base import Handle, Subject, decoded
 
@@ -13,10 +16,13 @@ __all__ = ["SUBJECTS", "Jsonl"]
 
 SUFFIX = ".jsonl"
 TAIL_PIECE = 1 << 16
+DEBOUNCE_MS, STEP_MS, TIMEOUT_MS = 20, 5, 1_000  # of watchfiles: those that shardstore's follower has, too
 
 
 class Jsonl(Handle):
     """One file a session; its descriptor stays open."""
+
+    following = "woken by watchfiles, read from where it ended"
 
     def __init__(self, folder: str, *, durable: bool) -> None:
         self._folder = folder
@@ -42,9 +48,9 @@ class Jsonl(Handle):
             os.fdatasync(file)
 
     def load(self, session: str) -> list[Any]:
-        """Read the file and decode every line."""
+        """Read the file and decode every line but a last one without its LF, which somebody is writing."""
         with open(self.path(session), "rb") as lines:
-            return decoded(lines)
+            return decoded(line for line in lines if line.endswith(b"\n"))
 
     def last(self, session: str, count: int) -> list[Any]:
         """Read backwards until there are enough lines, as `tail` does."""
@@ -54,7 +60,12 @@ class Jsonl(Handle):
                 begin = max(end - TAIL_PIECE, 0)
                 file.seek(begin)
                 tail, end = file.read(end - begin) + tail, begin
-        return decoded(tail.splitlines()[-count:])
+        return decoded(tail[: tail.rfind(b"\n") + 1].splitlines()[-count:])
+
+    def follow(self, session: str, stop: threading.Event) -> Iterator[Any]:
+        """Read what is new whenever watchfiles tells of a change."""
+        path = self.path(session)
+        return _grown(path, os.stat(path).st_size, stop)
 
     def sessions(self) -> list[str]:
         """List the folder."""
@@ -72,6 +83,17 @@ class Jsonl(Handle):
         """Close the files."""
         while self._files:
             os.close(self._files.popitem()[1])
+
+
+def _grown(path: str, offset: int, stop: threading.Event) -> Iterator[Any]:
+    times = {"debounce": DEBOUNCE_MS, "step": STEP_MS, "rust_timeout": TIMEOUT_MS}
+    changes = watchfiles.watch(path, watch_filter=None, stop_event=stop, yield_on_timeout=True, **times)  # type: ignore[arg-type]
+    with open(path, "rb") as file:
+        file.seek(offset)
+        rest = b""
+        for _ in changes:
+            *whole, rest = (rest + file.read()).split(b"\n")
+            yield from decoded(whole)
 
 
 SUBJECTS = (

@@ -15,6 +15,7 @@ from benchmarks.lines import bodies, line_of, lines
 from benchmarks.results import Figure, quantiles
 from benchmarks.subjects import Subject
 from benchmarks.subjects import subject as subject_of
+from benchmarks.subjects.floor import Floor
 from benchmarks.workloads.base import MIX, Case, Outcome, Plan, Scale, Workload, checked, write_for
 
 __all__ = ["APPEND", "SPREAD", "WRITERS"]
@@ -36,10 +37,14 @@ def member(member: int, subject: str, folder: str, mix: str, spread: bool, secon
     bodies(mix)
     handle = subject_of(subject).open(folder)
     handle.append(session, line_of(mix, member, 0))
+    bare = handle.prepared() if isinstance(handle, Floor) else None
     fresh.gate()
-    writing = write_for(handle, session, lines(mix, member, 1), seconds, MOST, first=1)
+    if bare is not None:
+        answer = bare(mix, member, seconds, MOST)
+    else:
+        answer = write_for(handle, session, lines(mix, member, 1), seconds, MOST, first=1).answer()
     handle.close()
-    return writing.answer()
+    return answer | {"note": handle.note if isinstance(handle, Floor) else ""}
 
 
 def run(subject: Subject, case: Case, folder: str) -> Outcome:
@@ -56,6 +61,7 @@ def run(subject: Subject, case: Case, folder: str) -> Outcome:
                  "max": max(took_us)},
         quantiles_us=spread,
         check=_checked(subject, folder, arguments, answers),
+        note=answers[0]["note"],
     )  # fmt: skip
 
 
@@ -86,7 +92,7 @@ def _several(scale: Scale, *, spread: bool) -> Plan:
     return Plan({"quick": 1, "usual": 3, "full": 3}[scale], cases)
 
 
-APPEND = Workload("append", "one process appends to one session", FIGURES, _single, run)
+APPEND = Workload("append", "one process appends to one session", FIGURES, _single, run, has_floor=True)
 WRITERS = Workload(
     "writers", "several processes append to one session", FIGURES, lambda scale: _several(scale, spread=False), run
 )

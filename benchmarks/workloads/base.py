@@ -54,7 +54,7 @@ class Workload:
 
     `plan` says what to do at a scale; `run` does one round of a subject in one case, in an empty folder that
     nobody else uses, in fresh processes. The first of `figures` is what subjects are compared by. `takes` says which
-    subjects take part: None, or the reason why not.
+    subjects take part: None, or the reason why not. `has_floor`: so do the floors.
     """
 
     name: str
@@ -63,9 +63,14 @@ class Workload:
     plan: Callable[[Scale], Plan]
     run: Callable[[Subject, Case, str], Outcome]
     takes: Callable[[Subject], str | None] = lambda subject: None  # noqa: ARG005
+    has_floor: bool = False
 
     def why_not(self, subject: Subject) -> str | None:
         """Return why a subject takes no part, None if it does."""
+        if subject.is_floor and not self.has_floor:
+            return "a floor only appends"
+        if subject.only not in ("", self.name):
+            return f"it is there for {subject.only}"
         return subject.cannot.get(self.name) or self.takes(subject)
 
 
