@@ -20,6 +20,9 @@ from benchmarks.workloads import WORKLOADS, Scale, Workload
 __all__ = ["main"]
 
 VOLATILE = ("tmpfs", "ramfs")
+QUICK_WORKLOADS = ("append", "writers", "turns", "follow", "load", "last", "readback", "footprint", "growth")
+QUICK_SUBJECTS = ("shardstore", "shardstore-unsynced", "jsonl", "jsonl-unsynced", "gateway-fence", "sqlite-full",
+                  "sqlite-normal", "lmdb", *(one.name for one in SUBJECTS.values() if one.is_floor))  # fmt: skip
 WIDTH = 100  # characters of a table where nobody says how many there are
 
 
@@ -40,7 +43,7 @@ def _some(known: Sequence[str], wanted: tuple[str, ...], what: str) -> list[str]
 
 
 @main.command("run")
-@click.option("--quick", "scale", flag_value="quick", help="Under 90 seconds: rough.")
+@click.option("--quick", "scale", flag_value="quick", help="Under 90 seconds: rough, and not everything.")
 @click.option("--usual", "scale", flag_value="usual", default="usual", help="The default.")
 @click.option("--full", "scale", flag_value="full", help="Under 20 minutes: everything, with steady medians.")
 @click.option("--workload", "-w", "workloads", multiple=True, metavar="NAME", help="Only this; may be repeated.")
@@ -53,15 +56,18 @@ def run(scale: Scale, workloads: tuple[str, ...], subjects: tuple[str, ...], fol
     kind = machine.filesystem(folder)
     if kind in VOLATILE:
         raise click.UsageError(f"{folder} lies on {kind}, where a flush costs nothing; choose one on a disk with --dir")
-    chosen = [WORKLOADS[name] for name in _some(list(WORKLOADS), workloads, "workload")]
-    wanted = [SUBJECTS[name] for name in _some(list(SUBJECTS), subjects, "subject")]
-    missing = {one.name: reason for one in wanted if (reason := one.missing())}
+    quick = scale == "quick"
+    chosen = [WORKLOADS[name] for name in _some(list(WORKLOADS), workloads or QUICK_WORKLOADS * quick, "workload")]
+    wanted = [SUBJECTS[name] for name in _some(list(SUBJECTS), subjects or QUICK_SUBJECTS * quick, "subject")]
+    missing = {one.name: reason for one in wanted if (reason := one.missing(folder))}
     result = _result(chosen, wanted, missing, folder)
     todo = steps(chosen, [one for one in wanted if one.name not in missing], scale)
     _perform(result, todo, folder)
     if out:
         save(result, out)
     tables.show(result, _console())
+    if quick and not (workloads and subjects):
+        click.echo("--quick leaves workloads and subjects out; see `list`, and name them with -w and -s", err=True)
     if any(row.failed for row in result.rows):
         sys.exit(1)
 

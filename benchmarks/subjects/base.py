@@ -102,8 +102,9 @@ class Subject:
     """One contender: `open` takes a folder, which is its own alone.
 
     `durable`: what is acknowledged survives a power loss. `modules` must be importable (else it is missing: `extra`
-    brings them). `cannot` maps workloads to the reason why the subject has no
-    figures there. A floor (`is_floor`) is no store, but the bare system calls of an append.
+    brings them), and `place` must have nothing against the folder (else it says what). `cannot` maps workloads to the
+    reason why the subject has no figures there. A floor (`is_floor`) is no store, but the bare system calls of an
+    append.
     """
 
     name: str
@@ -114,11 +115,12 @@ class Subject:
     is_floor: bool = False
     cannot: Mapping[str, str] = field(default_factory=dict)
     only: str = ""  # a workload, if it takes part in no other
+    place: Callable[[str], str | None] = lambda folder: None  # noqa: ARG005
 
-    def missing(self) -> str | None:
-        """Return what has to be installed, None if all is there."""
+    def missing(self, folder: str = ".") -> str | None:
+        """Return what has to be installed, or why it can't work in `folder`; None if all is there."""
         gone = [module for module in self.modules if importlib.util.find_spec(module) is None]
-        return f"{', '.join(gone)}: pip install 'shardstore[bench]'" if gone else None
+        return f"{', '.join(gone)}: pip install 'shardstore[bench]'" if gone else self.place(folder)
 
 
 def decoded(lines: Iterable[bytes]) -> list[Any]:

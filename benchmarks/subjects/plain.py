@@ -16,7 +16,7 @@ __all__ = ["SUBJECTS", "Jsonl"]
 
 SUFFIX = ".jsonl"
 TAIL_PIECE = 1 << 16
-DEBOUNCE_MS, STEP_MS, TIMEOUT_MS = 20, 5, 1_000  # of watchfiles: those that shardstore's follower has, too
+DEBOUNCE_MS, STEP_MS, TIMEOUT_MS = 20, 1, 1_000  # of watchfiles: those that shardstore's follower has, too
 
 
 class Jsonl(Handle):

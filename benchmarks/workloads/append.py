@@ -26,7 +26,7 @@ FIGURES = (
     Figure("p99", "us", "less"),
     Figure("max", "us", "less"),
 )
-SECONDS: dict[Scale, float] = {"quick": 0.3, "usual": 1.0, "full": 2.0}
+SECONDS: dict[Scale, float] = {"quick": 0.2, "usual": 1.0, "full": 2.0}
 WRITERS_AT: dict[Scale, tuple[int, ...]] = {"quick": (4,), "usual": (1, 4, 16), "full": (1, 2, 4, 8, 16)}
 MOST = 50_000  # lines of one writer
 
@@ -82,7 +82,7 @@ def _checked(subject: Subject, folder: str, arguments: dict[str, Any], answers: 
 def _single(scale: Scale) -> Plan:
     mixes = {"quick": [MIX], "usual": [MIX], "full": [MIX, "claude-code", "codex"]}[scale]
     cases = [Case(f"{mix} sizes", {"writers": 1, "mix": mix, "seconds": SECONDS[scale]}) for mix in mixes]
-    return Plan({"quick": 3, "usual": 5, "full": 5}[scale], cases)
+    return Plan({"quick": 1, "usual": 3, "full": 5}[scale], cases)
 
 
 def _several(scale: Scale, *, spread: bool) -> Plan:
