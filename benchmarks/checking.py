@@ -15,7 +15,7 @@ import orjson
 from benchmarks.lines import line_of
 from benchmarks.subjects import subject as subject_of
 
-__all__ = ["Check", "Written", "check", "check_session"]
+__all__ = ["Check", "Written", "check", "check_session", "check_sessions"]
 
 TELLING_MAX = 300  # characters of an error
 COUNTS = ("acknowledged", "lost", "duplicated", "reordered", "torn", "refused")
@@ -100,4 +100,11 @@ def check_session(subject: str, folder: str, session: str, mix: str, written: di
     finally:
         handle.close()
     answer: dict[str, Any] = msgspec.to_builtins(found)
+    return answer
+
+
+def check_sessions(subject: str, folder: str, mix: str, written: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Subject: read several sessions back and check them; `written` is by session and writer."""
+    found = (check_session(subject, folder, session, mix, one) for session, one in written.items())
+    answer: dict[str, Any] = msgspec.to_builtins(sum((msgspec.convert(one, Check) for one in found), Check()))
     return answer

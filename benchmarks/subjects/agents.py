@@ -146,6 +146,8 @@ class OpenAIAgents(Handle):
 
 
 SUBJECTS = (
-    Subject("strands", "Strands FileSessionManager", False, Strands, ("strands",), cannot=NO_LIST),
-    Subject("openai-agents", "OpenAI Agents SQLiteSession", True, OpenAIAgents, ("agents",), cannot=NO_LIST),
+    Subject("strands", "Strands FileSessionManager", False, Strands, ("strands",), cannot=NO_LIST, writers_max=8),
+    Subject(
+        "openai-agents", "OpenAI Agents SQLiteSession", True, OpenAIAgents, ("agents",), cannot=NO_LIST, writers_max=8
+    ),
 )

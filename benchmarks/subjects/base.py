@@ -104,7 +104,7 @@ class Subject:
     `durable`: what is acknowledged survives a power loss. `modules` must be importable (else it is missing: `extra`
     brings them), and `place` must have nothing against the folder (else it says what). `cannot` maps workloads to the
     reason why the subject has no figures there. A floor (`is_floor`) is no store, but the bare system calls of an
-    append.
+    append. `writers_max`: how many processes may import it at once.
     """
 
     name: str
@@ -115,6 +115,7 @@ class Subject:
     is_floor: bool = False
     cannot: Mapping[str, str] = field(default_factory=dict)
     only: str = ""  # a workload, if it takes part in no other
+    writers_max: int = 1_000
     place: Callable[[str], str | None] = lambda folder: None  # noqa: ARG005
 
     def missing(self, folder: str = ".") -> str | None:

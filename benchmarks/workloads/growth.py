@@ -34,8 +34,8 @@ SIZES_AT: dict[Scale, tuple[int, ...]] = {
     "usual": (100, 1_000, 10_000, 100_000),
     "full": (100, 1_000, 10_000, 100_000, 1_000_000),
 }
-FILL_SECONDS_MAX = {100: 3.0, 1_000: 5.0, 10_000: 5.0, 100_000: 10.0, 1_000_000: 40.0}
-ONE_OF_TWINS = 1_000_000  # from this size on the unsynced one shows the curve: nothing else hides it
+FILL_SECONDS_MAX = {100: 3.0, 1_000: 4.0, 10_000: 4.0, 100_000: 6.0, 1_000_000: 20.0}
+ONE_OF_TWINS = 100_000  # from this size on the unsynced one shows the curve: nothing else hides it
 WHOLE_MAX = 10_000  # entries of a session that is read back whole; of longer ones, those that were appended
 BEFORE = 100  # entries that were there already, and are read back with them
 APPENDS_MAX = 1_000

@@ -128,12 +128,12 @@ def run_meanwhile(subject: Subject, case: Case, folder: str) -> Outcome:
 
 
 def _alone(scale: Scale) -> Plan:
-    rounds, records = {"quick": (1, 500), "usual": (3, 2_000), "full": (3, 4_000)}[scale]
+    rounds, records = {"quick": (1, 500), "usual": (3, 2_000), "full": (2, 4_000)}[scale]
     return Plan(rounds, [Case(f"{records:,} records", {"records": records}, x=records)])
 
 
 def _meanwhile(scale: Scale) -> Plan:
-    rounds, seconds = {"quick": (1, 0.3), "usual": (1, 1.5), "full": (2, 2.0)}[scale]
+    rounds, seconds = {"quick": (1, 0.3), "usual": (1, 1.0), "full": (1, 1.5)}[scale]
     kinds = (NONE, BESIDE) if scale == "quick" else (NONE, OWN, BESIDE)
     return Plan(rounds, [Case(f"{WRITERS} writers, {kind}", {"upkeep": kind, "seconds": seconds}) for kind in kinds])
 
