@@ -229,7 +229,7 @@ def shares(axes: Axes, items: Sequence[Item], title: str) -> None:
     _rows(axes, items, title)
     most = max((one.value for one in items), default=0)
     axes.set_xlim(0, max(10 * math.ceil(most * 1.7 / 10), 10))
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}%")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}%" if x <= 100 else "")
     for at, one in enumerate(items):
         first = one.before or 0.0
         axes.barh(at, first, color=colour(one.name), height=0.6)

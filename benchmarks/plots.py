@@ -213,9 +213,9 @@ def _begun(words: str) -> str:
 def _overview(result: Result) -> tuple[str, list[tuple[int, Panel]]]:
     panels = [
         *_panels(result, "writers", "appends_per_s", "Appends to one session", "processes")[:1],
-        *_turns(result)[1][:1],
+        *_turns(result, next(iter(result.cases("turns")), ""))[1][:1],
         *_panels(result, "load", "entries_per_s", "Load a session whole, entries", "entries")[:1],
-        *_panels(result, "growth", "p50", "Time of an append, by length", "entries already there")[:1],
+        *_panels(result, "growth", "p50", "Time of an append, by length", "entries already there")[-1:],
     ]
     return "A transcript store for agents, side by side", panels
 
@@ -257,17 +257,18 @@ def _growth(result: Result) -> tuple[str, list[tuple[int, Panel]]]:
     return "What a session costs as it grows", panels
 
 
-def _turns(result: Result) -> tuple[str, list[tuple[int, Panel]]]:
-    """Return the turns that were not kept, the tokens of their replies, and the time waited, of the busiest case."""
+def _turns(result: Result, case: str = "") -> tuple[str, list[tuple[int, Panel]]]:
+    """Return turns not kept, tokens of their replies, and the time waited, of a case (by default the busiest)."""
     workload = _described(result, "turns")
-    subjects = [one for _, some in _by_kind(result, "turns") for one in some]
-    if workload is None or not subjects:
+    everybody = [one for _, some in _by_kind(result, "turns") for one in some]
+    if workload is None or not everybody:
         return "", []
-    case = _last_case(result, "turns")
+    case = case or _last_case(result, "turns")
+    subjects = [one for one in everybody if result.median("turns", case, one.name, "turns_kept") is not None]
     items = sorted((_not_kept(result, case, subject.name) for subject in subjects), key=lambda one: one.value)
     tables = {one.name: one for one in workload.figures}
     made: list[tuple[int, Panel]] = [
-        (len(items), lambda axes: shares(axes, items, "Turns lost (solid) or failed (hatched): less is better"))
+        (len(items), lambda axes: shares(axes, items, f"Turns lost (solid), failed (hatched): less is better\n{case}"))
     ]
     for name, words in (("tokens_wasted", "Tokens of replies thrown away"), ("waited_p99", "Time waited, p99")):
         if name in tables:

@@ -146,7 +146,7 @@ def run(subject: Subject, case: Case, folder: str) -> Outcome:
 
 
 def _plan(scale: Scale) -> Plan:
-    count, idle_s = {"quick": (30, 0.2), "usual": (60, 0.3), "full": (100, 0.5)}[scale]
+    count, idle_s = {"quick": (30, 0.2), "usual": (60, 0.3), "full": (60, 0.5)}[scale]
     case = Case("appends 5-20 ms apart", {"count": count, "idle_s": idle_s})
     return Plan(1, [case])
 

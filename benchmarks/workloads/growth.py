@@ -32,7 +32,7 @@ GROWTH_MIX = "codex"  # whose lines are the smallest: a million of them have to 
 SIZES_AT: dict[Scale, tuple[int, ...]] = {
     "quick": (1_000,),
     "usual": (100, 1_000, 10_000, 100_000),
-    "full": (100, 1_000, 10_000, 100_000, 1_000_000),
+    "full": (100, 10_000, 100_000, 1_000_000),
 }
 FILL_SECONDS_MAX = {100: 3.0, 1_000: 4.0, 10_000: 4.0, 100_000: 6.0, 1_000_000: 20.0}
 ONE_OF_TWINS = 100_000  # from this size on the unsynced one shows the curve: nothing else hides it
@@ -184,8 +184,8 @@ def _payload(mix: str, entries: int) -> int:
 
 
 def _footprint_plan(scale: Scale) -> Plan:
-    entries = {"quick": 300, "usual": 3_000, "full": 10_000}[scale]
-    seconds_max = {"quick": 5.0, "usual": 30.0, "full": 60.0}[scale]
+    entries = {"quick": 300, "usual": 2_000, "full": 5_000}[scale]
+    seconds_max = {"quick": 5.0, "usual": 15.0, "full": 20.0}[scale]
     arguments = {"mix": MIX, "entries": entries, "seconds_max": seconds_max}
     size = _payload(MIX, entries) / 1e6
     return Plan(1, [Case(f"{entries:,} entries ({size:.1f} MB) appended one by one", arguments)])

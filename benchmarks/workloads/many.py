@@ -112,7 +112,7 @@ def _open_list(subject: Subject, case: Case, folder: str) -> Outcome:
 def _open_list_plan(scale: Scale) -> Plan:
     sizes = {"quick": (200,), "usual": (1_000, 10_000), "full": (1_000, 10_000, 100_000)}[scale]
     seconds = {"quick": 0.05, "usual": 0.2, "full": 0.4}[scale]
-    limits = {200: 3.0, 1_000: 5.0, 10_000: 15.0, 100_000: 20.0}
+    limits = {200: 3.0, 1_000: 5.0, 10_000: 15.0, 100_000: 10.0}
     return Plan(
         1,
         [
@@ -247,7 +247,7 @@ def _import_plan(scale: Scale) -> Plan:
     rounds, shapes = {
         "quick": (1, [(20, 45 << 10)]),
         "usual": (1, [(200, 45 << 10)]),
-        "full": (1, [(200, 45 << 10), (400, 2 << 10)]),
+        "full": (1, [(200, 45 << 10)]),
     }[scale]
     cases = [
         Case(f"{files:,} files of {size >> 10} KB", {"mix": MIX, "files": files, "size": size})

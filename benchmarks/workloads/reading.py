@@ -35,7 +35,7 @@ SIZES_AT: dict[Scale, tuple[int, ...]] = {
     "usual": (1_000, 10_000, 100_000),
     "full": (1_000, 10_000, 100_000, 1_000_000),
 }
-LOADS = {1_000: 3, 10_000: 2, 100_000: 2, 1_000_000: 1}  # fresh processes
+LOADS = {1_000: 3, 10_000: 2, 100_000: 1, 1_000_000: 1}  # fresh processes
 FILL_SECONDS_MAX = {1_000: 5.0, 10_000: 5.0, 100_000: 8.0, 1_000_000: 20.0}
 ONE_OF_TWINS = 1_000_000  # from this size on, of two that read by the same code the durable one is enough
 WHOLE_MAX = 10_000  # entries of a session that is read back whole after its last ones were
