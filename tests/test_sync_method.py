@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,59 +13,77 @@ import shardstore
 from shardstore import InvalidRequest
 from shardstore.backends import filesystems, syscalls
 
-TABLE = """\
-20 1 8:1 / / rw - ext4 /dev/sda1 rw
+TABLE = r"""20 1 8:1 / / rw - ext4 /dev/sda1 rw
 21 20 8:2 / /x rw - xfs /dev/sdb rw,attr2,inode64,logbufs=8
 22 20 8:3 / /x/log rw - xfs /dev/sdc rw,attr2,logdev=/dev/sdd,noquota
 23 20 8:4 / /x/rt rw - xfs /dev/sde rw,rtdev=/dev/sdf
 24 20 0:30 / /b rw - btrfs /dev/sdg rw,subvol=/
 25 20 0:31 / /t rw - tmpfs tmpfs rw
-26 20 8:5 / /two\\040words rw shared:1 - xfs /dev/sdh rw
+26 20 8:5 / /two\040words rw shared:1 - xfs /dev/sdh rw
+27 20 8:6 / /a\011tab rw - btrfs /dev/sdi rw
+28 20 8:7 / /async rw - ext4 /dev/sda1 rw,journal_async_commit,data=writeback
 """
 
 
 @pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let the system's table of mounts be TABLE."""
+def system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, tuple[int, int]]:
+    """Let the table of mounts be TABLE, and folders be on the devices that a test puts into the answer."""
     (tmp_path / "mountinfo").write_text(TABLE)
-    real = open
+    devices: dict[str, tuple[int, int]] = {}
+    really_open, really_stat = open, os.stat
 
     def opened(path: Any, *args: Any, **kwargs: Any) -> Any:
-        return real(tmp_path / "mountinfo" if path == "/proc/self/mountinfo" else path, *args, **kwargs)
+        return really_open(tmp_path / "mountinfo" if path == "/proc/self/mountinfo" else path, *args, **kwargs)
+
+    def stat(path: Any, **kwargs: Any) -> Any:
+        if path in devices:
+            return SimpleNamespace(st_dev=os.makedev(*devices[path]))
+        return really_stat(path, **kwargs)
 
     monkeypatch.setattr(filesystems, "open", opened, raising=False)
+    monkeypatch.setattr(os, "stat", stat)
+    return devices
 
 
-@pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
-    ("path", "is_ordered"),
-    [("/x/store", True), ("/two words", True), ("/x/log/store", False), ("/x/rt/store", False), ("/b", False),
-     ("/t", False)],
-)  # fmt: skip
-def test_which_filesystems_commit_in_order(path: str, *, is_ordered: bool) -> None:
-    """XFS does, with its log and its data on one device; btrfs and what is in memory do not."""
+    ("path", "device", "is_ordered"),
+    [
+        ("/x/store", (8, 2), True),
+        ("/two words", (8, 5), True),
+        ("/x/store", (8, 9), False),  # another mount lies over a folder on the way
+        ("/x/log/store", (8, 3), False),
+        ("/x/rt/store", (8, 4), False),
+        ("/b", (0, 30), False),
+        ("/t", (0, 31), False),
+        ("/a\ttab/store", (8, 6), False),
+        ("/async", (8, 7), False),
+    ],
+)
+def test_which_filesystems_commit_in_order(
+    system: dict[str, tuple[int, int]], path: str, device: tuple[int, int], *, is_ordered: bool
+) -> None:
+    """XFS does, with its log and its data on one device; btrfs, and what is in memory, do not."""
+    system[path] = device
     assert filesystems.commits_in_order(path) is is_ordered
 
 
-@pytest.mark.usefixtures("table")
-@pytest.mark.parametrize(("task", "is_ordered"), [("28152\n", True), ("<none>\n", False), (None, False)])
-def test_ext4_needs_a_journal(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str | None, *, is_ordered: bool
+@pytest.mark.parametrize(
+    ("journals", "is_ordered"), [(["sda1-8"], True), (["sda2", "sda-8", "sda11-8"], False), ([], False), (None, False)]
+)
+def test_ext4_needs_a_journal_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, system: dict[str, tuple[int, int]], journals: list[str] | None, *, is_ordered: bool
 ) -> None:
-    """The kernel names the thread that commits the journal, if there is one."""
-    known = tmp_path / "journal_task"
-    if task is not None:
-        known.write_text(task)
-    real = open
+    """The kernel calls a journal on the same device by that and an inode; one on another device gets no flush here."""
+    system["/"] = 8, 1
 
-    def opened(path: Any, *args: Any, **kwargs: Any) -> Any:
-        if str(path).endswith("/journal_task"):
-            assert path == "/sys/fs/ext4/sda1/journal_task"
-            return real(known, *args, **kwargs)
-        return real(tmp_path / "mountinfo" if path == "/proc/self/mountinfo" else path, *args, **kwargs)
+    def listdir(path: str) -> list[str]:
+        assert path == "/proc/fs/jbd2"
+        if journals is None:
+            raise FileNotFoundError(path)
+        return journals
 
-    monkeypatch.setattr(filesystems, "open", opened)
-    monkeypatch.setattr(os, "readlink", lambda _: "../../devices/virtual/block/sda1")
+    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(os, "readlink", lambda path: {"/sys/dev/block/8:1": "../../devices/block/sda1"}[path])
     assert filesystems.commits_in_order("/") is is_ordered
 
 

@@ -267,8 +267,9 @@ class Filesystem(PlainFolder):
         if self._session(source):
             self._keep_folder(source)
             self._sessions.rename(source, target)
-            with suppress(FileNotFoundError):
-                super().unlink(f"/{target}")
+            if not could_be_session(target):  # what is hidden stays
+                with suppress(FileNotFoundError):
+                    super().unlink(f"/{target}")
         elif self._sessions.has_folder(source):
             raise refuse(errno.EXDEV, source)
         elif (could_be_session(target) or self._session(target)) and self._is_file(source):
