@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +13,10 @@ import pytest
 from cli_runner import ENVIRONMENT, command
 from mounts import Mounted, append, mounted_in, why_not
 from shardstore_migrate.finding import find
+
+import shardstore
+from shardstore.mount import files
+from shardstore.mount.handles import Sessions
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -110,18 +114,77 @@ def test_a_prefix_without_a_place_is_refused(tmp_path: Path, prefix: str) -> Non
     assert b"prefix" in refused(tmp_path / "store", "mount", str(tmp_path / "mount"), "--prefix", prefix)
 
 
-def test_a_copy_by_the_size_shown_ends(mount: Mounted) -> None:
-    """Whoever reads at the end for ever gets an error; `.real` has the right size, and the file stays usable."""
+def test_what_differs_from_its_session_is_refused(mount: Mounted) -> None:
+    """What was written while nothing was mounted would be hidden, and nobody would have it."""
+    for name, archived in (("shown", False), ("archived", True)):
+        session = mount.session(name)
+        session.append(b"old\n")
+        if archived:
+            session.archive()
+    gone = mount.session("deleted")
+    gone.append(b"old\n")
+    gone.delete()
+    mount.stop()
+    for name in ("shown", "archived", "deleted", "\u6f22" * 60):
+        path = mount.path / f"{name}.jsonl"
+        path.write_bytes(b"old\nnew\n")
+        assert path.name.encode() in refused(mount.store_path, "mount", str(mount.path))
+        path.unlink()
+    (mount.path / "shown.jsonl").write_bytes(b"ol")
+    mount.start()
+    assert (mount.path / "shown.jsonl").read_bytes() == b"old\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--purge",)])
+def test_a_purge_takes_what_lies_beneath(mount: Mounted, options: tuple[str, ...]) -> None:
+    """Whoever deletes for good does not keep a copy under the name; without that, it stays."""
     path = mount.path / "s.jsonl"
-    append(path, LINE)
-    assert path.stat().st_size > 64 << 20
-    with open(path, "rb", buffering=0) as file:
-        assert file.read(100) == LINE
-        with pytest.raises(OSError, match="Input/output") as told:
-            any(file.read(100) for _ in range(READS_MAX))
-    assert told.value.errno == errno.EIO
-    append(path, LINE)
-    assert path.read_bytes() == (mount.real / "s.jsonl").read_bytes() == LINE * 2
+    mount.session("s").append(b"old\n")
+    mount.stop()
+    path.write_bytes(b"old\n")
+    mount.start(*options)
+    os.unlink(path)
+    mount.stop()
+    assert path.exists() == (not options)
+
+
+def test_a_rename_leaves_what_lies_hidden(mount: Mounted) -> None:
+    """A session that takes the name of an archived one does not take the transcript that lies beneath."""
+    mount.stop()
+    (mount.path / "b.jsonl").write_bytes(b"old\n")
+    session = mount.session("b")
+    session.append(b"old\n")
+    session.archive()
+    mount.start()
+    append(mount.path / "a.jsonl", LINE)
+    os.rename(mount.path / "a.jsonl", mount.path / "b.jsonl")
+    assert (mount.path / "b.jsonl").read_bytes() == LINE
+    mount.stop()
+    assert (mount.path / "b.jsonl").read_bytes() == b"old\n"
+
+
+def test_a_copy_by_the_size_shown_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads at the end for long without a pause gets an error, unless the size that he sees is right."""
+    monkeypatch.setattr(files, "IDLE_S", 0.05)
+    monkeypatch.setattr(files, "PAUSE_S", 5.0)
+    sessions = Sessions(shardstore.open(tmp_path / "store", durability="none"))
+    sessions.create("s.jsonl", os.O_RDWR, os.getpid()).write(LINE, 0)
+    copied = sessions.open("s.jsonl", os.O_RDONLY, os.getpid())
+    assert copied.read(100, 0) == LINE
+    with pytest.raises(OSError, match="Input/output"):
+        any(copied.read(100, len(LINE)) for _ in range(READS_MAX))
+    assert copied.read(100, 0) == LINE
+    polled = sessions.open("s.jsonl", os.O_RDONLY, os.getpid())
+    polled.shows_size = True
+    deadline_s = time.monotonic() + 0.2
+    while time.monotonic() < deadline_s:
+        assert polled.read(100, len(LINE)) == b""
+
+
+def test_the_size_shown_is_above_what_programs_copy(mount: Mounted) -> None:
+    """OpenClaw copies transcripts up to 64 MiB by their size."""
+    append(mount.path / "s.jsonl", LINE)
+    assert (mount.path / "s.jsonl").stat().st_size > 64 << 20
 
 
 def test_nothing_is_brought_in_from_a_mounted_store(mount: Mounted, tmp_path: Path) -> None:

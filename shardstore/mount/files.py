@@ -22,7 +22,7 @@ from shardstore.store import RECORD_BYTES_MAX
 
 __all__ = ["SessionFile"]
 
-IDLE_READS_MAX = 10_000  # at the end, in a row and without a pause: whoever copies by the size shown would never end
+IDLE_S = 10.0  # of reading at the end without a pause: whoever copies by the size shown would never end
 PAUSE_S = 0.001
 COPY_BYTES_MAX = 8 << 20  # of a copy in memory; a larger one lies in an unnamed file
 
@@ -52,7 +52,8 @@ class SessionFile:
         self._copy: BinaryIO | None = None
         self._seen = 0  # what the copy stands in the place of
         self._released = False
-        self._idle_reads, self._idle_s = 0, 0.0  # how many found nothing, and when the last one did
+        self.shows_size = False  # the size that stat says of it is the right one
+        self._idle_since_s = self._idle_s = 0.0  # since when reads find nothing, and when the last one did
         with opened.lock:
             self._image = opened.image(head)
         self._end = self._image.size  # what is known to lie below it; a write from there on appends
@@ -121,9 +122,10 @@ class SessionFile:
 
     def _count_idle(self, *, found: bool) -> None:
         now_s = time.monotonic()
-        self._idle_reads = 0 if found or now_s - self._idle_s > PAUSE_S else self._idle_reads + 1
+        if found or now_s - self._idle_s > PAUSE_S:
+            self._idle_since_s = now_s
         self._idle_s = now_s
-        if self._idle_reads > IDLE_READS_MAX:
+        if now_s - self._idle_since_s > IDLE_S and not self.shows_size:
             raise refuse(errno.EIO)
 
     @translated

@@ -167,31 +167,32 @@ class Filesystem(PlainFolder):
 
     def create(self, path: str, mode: int, fi: Any) -> int:
         """Create and open a file: a session if its name is a session's."""
-        name, _ = self._where(path)
+        name, real = self._where(path)
         if self._session(name) or could_be_session(name):
-            return self._opened(name, self._sessions.create(name, fi.flags, self._caller()), fi)
+            return self._opened(name, self._sessions.create(name, fi.flags, self._caller()), fi, real)
         self._housed(name, lambda: super(Filesystem, self).create(f"/{name}", mode, fi))
         self._remember(name, fi.fh)
         return 0
 
     def open(self, path: str, fi: Any) -> int:
         """Open a session, or a plain file. What the kernel has looked up just before is not looked up again."""
-        name, _ = self._where(path)
+        name, real = self._where(path)
         facts = self._asked.fresh(name)
         if facts is not None:
-            return self._opened(name, self._sessions.open_known(facts, fi.flags, self._caller()), fi)
+            return self._opened(name, self._sessions.open_known(facts, fi.flags, self._caller()), fi, real)
         if is_session_target(name):
             with suppress(FileNotFoundError):
-                return self._opened(name, self._sessions.open(name, fi.flags, self._caller()), fi)
+                return self._opened(name, self._sessions.open(name, fi.flags, self._caller()), fi, real)
         super().open(f"/{name}", fi)
         if fi.flags & os.O_TRUNC:
             self._remember(name, fi.fh)  # it may replace a session as a new file may
         return 0
 
-    def _opened(self, name: str, file: SessionFile, fi: Any) -> int:
+    def _opened(self, name: str, file: SessionFile, fi: Any, real: bool) -> int:
         """Keep an open session; the kernel is to ask for every read, whatever the size says."""
         fi.fh = next(self._handles)
         fi.direct_io = 1
+        file.shows_size = real
         self._open[fi.fh] = _Open(file, name, self._asked.last(name))
         return 0
 
@@ -248,6 +249,9 @@ class Filesystem(PlainFolder):
         self._keep_folder(name)
         try:
             self._sessions.unlink(name)
+            if self._sessions.purges:  # what was brought in and lies beneath, too
+                with suppress(FileNotFoundError):
+                    super().unlink(f"/{name}")
         finally:
             self._asked.forget(name)
         return 0

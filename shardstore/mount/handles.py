@@ -11,9 +11,11 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from shardstore.errors import Deleted, NotFound
 from shardstore.mount.files import SessionFile
 from shardstore.mount.holders import descriptors, processes
 from shardstore.mount.image import ShapeMaker
@@ -22,7 +24,7 @@ from shardstore.mount.names import Names, could_be_session
 from shardstore.mount.opened import Opened
 from shardstore.mount.refusals import refuse, translated
 from shardstore.record import NewRecord
-from shardstore.session import SessionInfo
+from shardstore.session import Session, SessionInfo
 from shardstore.store import RECORD_BYTES_MAX, Store
 
 __all__ = ["Facts", "SessionFile", "Sessions", "inode_of"]
@@ -70,6 +72,11 @@ class Sessions:
         self._opened: OrderedDict[str, Opened] = OrderedDict()
         self._files: set[SessionFile] = set()
 
+    @property
+    def purges(self) -> bool:
+        """Whether what is removed is deleted for good."""
+        return self._purge
+
     # -------------------------------------------------------------- asking
 
     @translated
@@ -79,9 +86,14 @@ class Sessions:
         return None if info is None else info.id
 
     @translated
-    def knows(self, name: str) -> bool:
-        """Say whether a session is shown as `name` or was, archived and deleted ones included."""
-        return self.names.knows(name)
+    def holds(self, name: str, content: BinaryIO) -> bool:
+        """Say whether a session that is shown as `name` or was begins with `content`, archived ones included."""
+        for session in self.names.may_hold(name):
+            content.seek(0)
+            with suppress(NotFound, Deleted):
+                if _begins_with(session, content):
+                    return True
+        return False
 
     @translated
     def listing(self, folder: str) -> tuple[list[str], list[str]]:
@@ -277,6 +289,16 @@ class Sessions:
                 errors.append(error)
         if errors:
             raise errors[0]
+
+
+def _begins_with(session: Session, content: BinaryIO) -> bool:
+    for piece in session.iter_jsonl():
+        part = content.read(len(piece))
+        if len(part) < len(piece):
+            return piece.startswith(part)
+        if part != piece:
+            return False
+    return not content.read(1)
 
 
 def inode_of(thing: str) -> int:

@@ -118,11 +118,16 @@ class Names:
         self._refresh()
         return self._find(self._prefix + name, head)
 
-    def knows(self, name: str) -> bool:
-        """Say whether `name` shows a session or has shown one: what lies there otherwise was brought into the store."""
+    def may_hold(self, name: str) -> list[Session]:
+        """Return the sessions that a file called `name` may have been brought into: its own, and the one shown."""
         self._refresh()
         full = self._prefix + name
-        return full in self._names or self._info(full.removesuffix(SUFFIX), 0) is not None
+        ids = {full.removesuffix(SUFFIX), self._names.get(full)} - {DIRECTORY}
+        found = []
+        for session_id in ids - {None}:
+            with suppress(InvalidRequest):  # too long for an id
+                found.append(self.session(str(session_id)))
+        return found
 
     def _find(self, full: str, head: int | None = None) -> SessionInfo | None:
         if full in self._names:

@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,12 +140,27 @@ def _transcripts(folder: int) -> Iterator[str]:
         yield from (name for last in names if could_be_session(name := os.path.normpath(os.path.join(path, last))))
 
 
+def _is_brought_in(name: str, folder: int, sessions: Sessions) -> bool:
+    """Say whether all that a transcript holds is in the store; of what is no file, whether a session is shown there."""
+    if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        return sessions.resolve(name) is not None
+    try:
+        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder), "rb") as content:
+            return sessions.holds(name, content)
+    except OSError as error:
+        if error.errno == errno.EACCES:  # nobody can tell
+            return False
+        raise
+
+
 def _refuse_strangers(path: str, folder: int, sessions: Sessions) -> None:
-    """Refuse a folder with transcripts that would be hidden without having been brought in."""
-    found = sorted(name for name in _transcripts(folder) if not sessions.knows(name))
+    """Refuse a folder with transcripts that would be hidden although not all of them is in the store."""
+    found = sorted(name for name in _transcripts(folder) if not _is_brought_in(name, folder, sessions))
     if found:
         more = f" and {len(found) - STRANGERS_MAX} more" if len(found) > STRANGERS_MAX else ""
-        sentence = "files lie here that no session stands for; `shardstore migrate run` brings them in, then move them"
+        sentence = (
+            "files lie here whose content is in no session; `shardstore migrate run` brings them in, then move them"
+        )
         raise InvalidRequest(
             describe(f"{sentence} away, or choose an empty folder", path=path, found=found[:STRANGERS_MAX]) + more
         )
