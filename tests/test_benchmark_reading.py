@@ -169,7 +169,7 @@ def test_making_wants_room_on_the_disk(tmp_path: Path) -> None:
     subject = SUBJECTS["jsonl-unsynced"]
     assert "have to be free" in filling.made(subject, str(tmp_path), seconds_max=60.0, mix=MIX, entries=lines)
     arguments = {"mix": MIX, "entries": lines, "loads": 1, "fill_seconds_max": 60.0}
-    done = reading.LOAD.run(subject, Case("too many", arguments), str(tmp_path))
+    done = reading.LOAD.run(SUBJECTS["jsonl"], Case("too many", arguments), str(tmp_path))
     assert "have to be free" in done.note
     assert not done.figures
     assert done.check is None
