@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 from rich.console import Console
@@ -45,7 +46,7 @@ def _some(known: Sequence[str], wanted: tuple[str, ...], what: str) -> list[str]
 @main.command("run")
 @click.option("--quick", "scale", flag_value="quick", help="Under 90 seconds: rough, and not everything.")
 @click.option("--usual", "scale", flag_value="usual", default="usual", help="The default.")
-@click.option("--full", "scale", flag_value="full", help="Under 20 minutes: everything, with steady medians.")
+@click.option("--full", "scale", flag_value="full", help="About 20 minutes: everything.")
 @click.option("--workload", "-w", "workloads", multiple=True, metavar="NAME", help="Only this; may be repeated.")
 @click.option("--subject", "-s", "subjects", multiple=True, metavar="NAME", help="Only this; may be repeated.")
 @click.option("--dir", "folder", default=".", type=click.Path(exists=True, file_okay=False),
@@ -60,16 +61,29 @@ def run(scale: Scale, workloads: tuple[str, ...], subjects: tuple[str, ...], fol
     chosen = [WORKLOADS[name] for name in _some(list(WORKLOADS), workloads or QUICK_WORKLOADS * quick, "workload")]
     wanted = [SUBJECTS[name] for name in _some(list(SUBJECTS), subjects or QUICK_SUBJECTS * quick, "subject")]
     missing = {one.name: reason for one in wanted if (reason := one.missing(folder))}
+    with _told():
+        if out:
+            open(out, "ab").close()
     result = _result(chosen, wanted, missing, folder)
     todo = steps(chosen, [one for one in wanted if one.name not in missing], scale)
-    _perform(result, todo, folder)
+    with _told():
+        _perform(result, todo, folder)
+    tables.show(result, _console())
     if out:
         save(result, out)
-    tables.show(result, _console())
     if quick and not (workloads and subjects):
         click.echo("--quick leaves workloads and subjects out; see `list`, and name them with -w and -s", err=True)
     if any(row.failed for row in result.rows):
         sys.exit(1)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell of a file or a folder that can't be used."""
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _result(chosen: list[Workload], wanted: list[Subject], missing: dict[str, str], folder: str) -> Result:
@@ -143,6 +157,7 @@ def compare(before: str, now: str, threshold: float, subjects: tuple[str, ...], 
     if differing and not anyway:
         facts = "\n  ".join(differing)
         raise click.UsageError(f"the results are of different machines (--anyway compares them):\n  {facts}")
+    _some([one.name for one in new.subjects], subjects, "subject")
     for one in (old, new):
         one.rows = [row for row in one.rows if not subjects or row.subject in subjects]
     found = comparing.changes(old, new)
@@ -159,7 +174,8 @@ def plot(result: str, folder: str) -> None:
     from benchmarks import plots
 
     try:
-        drawn = plots.draw(_loaded(result), folder)
+        with _told():
+            drawn = plots.draw(_loaded(result), folder)
     except plots.MatplotlibMissingError as error:
         raise click.ClickException(str(error)) from error
     for path in drawn:

@@ -1,8 +1,9 @@
 """Two results beside each other: what changed, and whether it is more than noise.
 
-Rule: a change is called significant only if both sides have several rounds and the interval in which the ratio of their
-medians lies (bootstrap, 95 %) does not hold 1. A check that was clean and is not any more is worse than any slowness,
-and so is a subject that failed. Results of different machines or filesystems say nothing about the code.
+Rule: a change is called significant only if the interval in which the ratio of the medians lies (bootstrap, 95 %) does
+not hold 1; where a side has too few rounds for that, a factor of two either way stands for it. A check that was clean
+and is not any more is worse than any slowness, and so is a subject that failed, or has no figure any more. Results of
+different machines or filesystems say nothing about the code.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = ["Change", "changes", "interval", "show", "strangers"]
 
 SAME_FACTS = ("system", "processor", "memory", "filesystem")
 ROUNDS_MIN = 3  # below which nothing is known of the noise
+UNKNOWN = 2.0  # times: what single rounds have differed by with nothing changed
 RESAMPLES = 1_000
 OUTSIDE = 0.025  # of the resampled ratios, on either side of the interval
 SHOWN_MAX = 40  # lines of what is only noise
@@ -33,7 +35,7 @@ SHOWN_MAX = 40  # lines of what is only noise
 class Change:
     """What became of one figure of a subject in a case.
 
-    `worse` is how many times worse it is now (below 1: better); `low` and `high` bound it, NaN if too few rounds tell.
+    `worse` is how many times worse it is now (below 1: better); `low` and `high` bound it, `is_rough` says by a guess.
     `broken` says what is wrong now that was right before; then there is no figure.
     """
 
@@ -47,6 +49,7 @@ class Change:
     low: float = math.nan
     high: float = math.nan
     broken: str = ""
+    is_rough: bool = False
 
     @property
     def is_significant(self) -> bool:
@@ -67,7 +70,8 @@ def strangers(before: Result, now: Result) -> list[str]:
 def interval(before: Sequence[float], now: Sequence[float], *, more_is_better: bool) -> tuple[float, float]:
     """Return the bounds between which 95 % of the ratios of resampled medians lie, as times worse; always the same."""
     if min(len(before), len(now)) < ROUNDS_MIN:
-        return math.nan, math.nan
+        worse = _worse(statistics.median(before), statistics.median(now), more_is_better=more_is_better)
+        return worse / UNKNOWN, worse * UNKNOWN
     rng = random.Random(0)
     found = sorted(
         _worse(_resampled(rng, before), _resampled(rng, now), more_is_better=more_is_better) for _ in range(RESAMPLES)
@@ -105,13 +109,18 @@ def _of_workload(before: Result, now: Result, workload: Described) -> Iterator[C
             if old and new:
                 medians, more = (statistics.median(old), statistics.median(new)), figure.better == "more"
                 bounds = interval(old, new, more_is_better=more)
-                yield Change(*who, figure, *medians, _worse(*medians, more_is_better=more), *bounds)
+                rough = min(len(old), len(new)) < ROUNDS_MIN
+                yield Change(*who, figure, *medians, _worse(*medians, more_is_better=more), *bounds, is_rough=rough)
 
 
 def _broken(before: Result, now: Result, workload: str, case: str, subject: str) -> str:
     failed = next((row.failed for row in now.rows_of(workload, case, subject) if row.failed), "")
     if failed and not any(row.failed for row in before.rows_of(workload, case, subject)):
         return f"failed: {failed}"
+    if any(row.figures for row in before.rows_of(workload, case, subject)):
+        gone = [row.note for row in now.rows_of(workload, case, subject) if not row.figures]
+        if gone:
+            return f"no figure any more: {gone[0]}"
     old, new = before.check(workload, case, subject), now.check(workload, case, subject)
     return verdict(new) if old and old.is_clean and new and not new.is_clean else ""
 
@@ -149,7 +158,11 @@ def show(before: Result, now: Result, found: Sequence[Change], threshold: float,
     worse = [one for one in found if one.is_regression(threshold)]
     better = [one for one in found if one.is_significant and 1 / (1 + threshold) > one.worse]
     rest = [one for one in found if one not in worse and one not in better]
-    for title, some, style in (("worse", worse, "red"), ("better", better, "green"), ("within noise", rest, "dim")):
+    for title, some, style in (
+        ("worse", worse, "red"),
+        ("better", better, "green"),
+        ("within noise, as far as is known", rest, "dim"),
+    ):
         if some:
             console.print()
             console.print(_table(f"{title} ({len(some):,})", some[:SHOWN_MAX] if some is rest else some, style))
@@ -164,7 +177,7 @@ def show(before: Result, now: Result, found: Sequence[Change], threshold: float,
         console.print(f"measured by different commands: {before.command} / {now.command}", highlight=False)
     console.print(
         f"worse: by more than {threshold:.0%}, and beyond noise: the 95 % interval of the medians' ratio (bootstrap"
-        f" over rounds, of which {ROUNDS_MIN} are needed)",
+        f" over rounds; with fewer than {ROUNDS_MIN} of them, more than {UNKNOWN:g} x)",
         style="dim",
         highlight=False,
     )
@@ -194,9 +207,7 @@ def _table(title: str, some: Sequence[Change], style: str) -> Table:
 
 
 def _bounds(one: Change) -> str:
-    if math.isnan(one.low):
-        return "too few rounds"
-    return " – ".join(_signed(worse) for worse in (one.low, one.high))
+    return "few rounds" if one.is_rough else " – ".join(_signed(worse) for worse in (one.low, one.high))
 
 
 def _signed(worse: float) -> str:

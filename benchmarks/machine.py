@@ -8,6 +8,8 @@ import platform
 import sqlite3
 from contextlib import suppress
 
+from shardstore.backends.filesystems import commits_in_order
+
 __all__ = ["facts", "filesystem"]
 
 PACKAGES = ("shardstore", "orjson", "msgspec", "filelock", "lmdb", "diskcache", "strands-agents", "openai-agents")
@@ -25,6 +27,17 @@ def filesystem(path: str) -> str:
     return best[1]
 
 
+def _described(folder: str) -> str:
+    """Return a filesystem's type, and what a flush costs there: whether it has a journal, and a disk of its own."""
+    words, device = filesystem(folder), os.stat(folder).st_dev
+    if words == "ext4":
+        words += " with a journal" if commits_in_order(folder) else " without a journal of its own"
+    with suppress(OSError):
+        disk = os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        words += " on a loop device" if os.path.basename(disk).startswith("loop") else ""
+    return words
+
+
 def _processor() -> str:
     with suppress(OSError), open("/proc/cpuinfo") as lines:
         for line in lines:
@@ -39,7 +52,7 @@ def facts(folder: str) -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": f"{_processor()}, {os.cpu_count()} CPUs",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB",
-        "filesystem": filesystem(folder),
+        "filesystem": _described(folder),
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
     }

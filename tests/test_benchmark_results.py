@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from io import StringIO
@@ -258,17 +257,28 @@ def test_what_got_worse_comes_first_and_fails(tmp_path: Path) -> None:
 
 
 def test_noise_is_no_regression() -> None:
-    """Rounds that overlap tell nothing, and neither do too few of them."""
+    """Rounds that overlap tell nothing; too few of them tell only what is worse by more than a factor of two."""
 
     def rates(*values: float) -> Result:
         return result([row("append", "some", "jsonl", value, number) for number, value in enumerate(values)])
 
     noisy = comparing.changes(rates(100, 200, 50), rates(60, 150, 90))
     assert not any(one.is_significant for one in noisy)
-    few = comparing.changes(rates(100, 100), rates(10, 10))
-    assert all(math.isnan(one.low) and not one.is_regression(0.1) for one in few)
+    for now, is_told in ((60, False), (10, True)):
+        few = comparing.changes(rates(100, 100), rates(now, now))
+        assert [one.is_regression(0.1) for one in few] == [is_told] * len(few)
     clear = comparing.changes(rates(100, 101, 99), rates(50, 51, 49))
     assert all(one.is_regression(0.1) and one.low <= one.worse <= one.high for one in clear)
+
+
+def test_a_figure_that_is_gone_is_a_regression() -> None:
+    """What was measured and is not any more says why."""
+    before = result([row("append", "some", "jsonl", 100.0, 0)])
+    now = result([row("append", "some", "jsonl", 100.0, 0)])
+    now.rows = [msgspec.structs.replace(one, figures={}, note="it takes too long") for one in now.rows]
+    assert [(one.broken, one.is_regression(0.1)) for one in comparing.changes(before, now)] == [
+        ("no figure any more: it takes too long", True)
+    ]
 
 
 @given(st.lists(st.floats(1, 1e6), min_size=3, max_size=8))
