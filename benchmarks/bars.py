@@ -23,6 +23,7 @@ import orjson
 
 import shardstore
 from benchmarks import bulk, crowd, mount, single, topdir
+from benchmarks.machine import filesystem
 from benchmarks.report import Row, as_json, missed, table
 from benchmarks.workshop import Workshop
 
@@ -45,24 +46,12 @@ BARS: dict[str, Callable[[Workshop], list[Row]]] = {
 ONLY_ON_REQUEST = ("topdir", "mount")
 
 
-def _filesystem(path: str) -> str:
-    """Return the type of the filesystem that holds `path`, as the mount table names it."""
-    best = ("", "unknown")
-    real = os.path.realpath(path)
-    with open("/proc/self/mounts") as mounts:
-        for line in mounts:
-            _, point, kind, *_ = line.split()
-            if (real + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best[0]):
-                best = (point, kind)
-    return best[1]
-
-
 def _circumstances(path: str) -> dict[str, str]:
     return {
         "command": " ".join(["python -m benchmarks.bars", *_words()]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "filesystem": _filesystem(path),
+        "filesystem": filesystem(path),
         "python": platform.python_version(),
         "shardstore": shardstore.__version__,
         "orjson": orjson.__version__,
@@ -92,7 +81,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure the bars that the command line names; return the exit status."""
     arguments = _arguments()
-    kind = _filesystem(arguments.dir)
+    kind = filesystem(arguments.dir)
     if kind in ("tmpfs", "ramfs"):
         sys.exit(f"{arguments.dir} lies on {kind}, where a flush costs nothing; choose a folder on a disk with --dir")
     rows: list[Row] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ class TurnFailed(Refused):
     """A finished turn's reply was thrown away."""
 
 
-class Handle:
+class Handle(ABC):
     """A subject's store in one folder, open in one process; used by one thread. A session is made by its first append.
 
     A line is a JSON object and a LF. Nothing that a method raises but Refused is expected.
@@ -36,13 +37,13 @@ class Handle:
 
     following = f"asked every {POLL_MS} ms"
 
+    @abstractmethod
     def append(self, session: str, line: bytes) -> None:
         """Return when the line is acknowledged, as durable as the subject claims. Raises Refused."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, session: str) -> list[Any]:
         """Return all entries of a session, decoded, in the subject's order."""
-        raise NotImplementedError
 
     def last(self, session: str, count: int) -> list[Any]:
         """Return the last entries, decoded; by default from all of them, where the API has no other way."""
@@ -79,10 +80,10 @@ class Handle:
         for session, lines in sessions:
             self.fill(session, lines)
 
-    def compact(self, session: str) -> None:
+    def compact(self, session: str) -> None:  # noqa: B027 - most have nothing to do
         """Do the upkeep that the subject has for a session, to its end; by default there is none."""
 
-    def leave_upkeep(self) -> None:
+    def leave_upkeep(self) -> None:  # noqa: B027 - most have nothing to do
         """Leave all upkeep to `compact`, before the first append; by default nothing is done without being asked."""
 
     def begin(self, session: str) -> Any:  # noqa: ARG002
@@ -93,7 +94,7 @@ class Handle:
         """End a turn by committing its reply. Raises TurnFailed if the reply is thrown away, Refused."""
         self.append(session, line)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to do
         """Let go of everything."""
 
 

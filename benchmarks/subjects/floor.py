@@ -16,6 +16,7 @@ import os
 import shutil
 import struct
 import subprocess
+from abc import abstractmethod
 from array import array
 from collections.abc import Callable
 from functools import partial
@@ -100,9 +101,9 @@ class Floor(Handle):
         took_us = [round(one / 1e3, 1) for one in took[:done]]
         return {"start": span[0], "end": span[1], "took_us": took_us, "count": 1 + done, "refused": []}
 
+    @abstractmethod
     def described(self) -> _Floor:
         """Return what the loop has to know."""
-        raise NotImplementedError
 
 
 class FloorFile(Floor):
